@@ -1,0 +1,16 @@
+// What the CUDA runtime sees: devices, and the text of its errors.
+#include "../rerank.hpp"
+
+#include <cuda_runtime.h>
+
+namespace dgfast {
+
+CudaDevices cuda_devices() {
+  int count = 0;
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  return {code == cudaSuccess ? count : 0, static_cast<int>(code)};
+}
+
+const char* cuda_error_text(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
+
+}  // namespace dgfast

@@ -1,0 +1,25 @@
+"""dgfast: joint discriminative and generative learning for person re-identification (DG-Net), fast and dependable."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dgfast.models import DGNet
+
+__all__ = ["load"]
+
+
+def load(path: str | Path) -> "DGNet":
+    """The trained networks of a run directory, a model.safetensors, or an import of reference weights.
+
+    Args:
+        path: run directory (its model.safetensors is taken) or file.
+    Returns:
+        models.DGNet on the CPU, in eval mode: `.structure`, `.appearance`, `.decoder`, `.discriminator`.
+    Raises:
+        dgfast.errors.UserError: there is no such model.
+    """
+    from dgfast.models.dgnet import load_model  # here, so that `import dgfast` costs nothing
+
+    path = Path(path)
+    return load_model(path / "model.safetensors" if path.is_dir() else path, "dgnet")

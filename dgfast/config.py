@@ -1,0 +1,301 @@
+"""Every hyper-parameter once, with its unit, its symbol and its source; and the presets.
+
+Field names are unique across the whole tree, so that each is one flag of the command line (`--batch-size`, `--data-root`).
+"Spec" in the comments is the paper (CVPR 2019) together with docs/method.md.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+LabelStyle = Literal["soft", "hard", "appearance", "uniform", "two-label"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are augmented (paper, section 4.1)."""
+
+    data_root: Path | None = None
+    """Folder of the data set. Without it: the built-in synthetic pedestrians."""
+    dataset: Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "folder", "prepared"] = "auto"
+    """Layout of the folder; auto looks at what is there."""
+    variant: Literal["labeled", "detected"] = "labeled"
+    """Boxes of CUHK03-NP: drawn by hand or found by a detector."""
+    image_height: int = 256
+    """Height of the images, pixels; divisible by 16."""
+    image_width: int = 128
+    """Width of the images, pixels; divisible by 16."""
+    padding: int = 10
+    """Width of the repeated edge before the random crop, pixels."""
+    mirror_probability: float = 0.5
+    """Chance of mirroring an image."""
+    erase_probability: float = 0.5
+    """Chance of random erasing in the copies that the identity losses see."""
+    loader_workers: int = 2
+    """Processes that read images; 0 reads in the training process."""
+    cache: Literal["none", "ram"] = "none"
+    """ram: keep resized images in memory."""
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """The built-in pedestrians, used when no data root is given."""
+
+    synthetic_train_identities: int = 60
+    """Identities of the training split."""
+    synthetic_test_identities: int = 60
+    """Identities of the query and gallery splits."""
+    synthetic_images_per_camera: float = 3.0
+    """Mean number of images of an identity in one camera."""
+    synthetic_difficulty: float = 0.25
+    """0: all cameras alike; 1: cameras differ as much as they can."""
+    synthetic_seed: int = 1
+    """Seed of the pedestrians (not of the training)."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the networks (method, section 1)."""
+
+    backbone: str = "resnet50"
+    """Re-ID backbone of E_a and the teacher: resnet50, small16 or small32."""
+    parts: int = 4
+    """Horizontal stripes of the appearance code."""
+    embedding: int = 512
+    """Length of each of the two re-ID features."""
+    prim_dropout: float = 0.5
+    """Dropout before the primary classifier."""
+    fine_dropout: float = 0.75
+    """Dropout before the fine-grained classifier."""
+    structure_width: int = 16
+    """Channels of E_s's first convolution; the structure code has 8 times as many."""
+    structure_blocks: int = 4
+    """Residual blocks of E_s."""
+    decoder_blocks: int = 4
+    """Residual blocks of G; each takes its own part of the appearance code."""
+    style_hidden: int = 512
+    """Width of the networks that turn a part of the code into scales and biases."""
+    discriminator_width: int = 32
+    """Channels of D's first convolution."""
+    discriminator_blocks: int = 4
+    """Residual blocks of D at each scale."""
+    discriminator_scales: int = 3
+    """Scales at which D judges an image."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the objective (method, section 2; paper, equation 13)."""
+
+    image_weight: float = 5.0
+    """Reconstruction of the image from its own codes."""
+    positive_weight: float = 5.0
+    """Reconstruction with the appearance of another image of the same identity."""
+    appearance_code_weight: float = 1.0
+    """Reconstruction of the appearance code; grows from 0."""
+    structure_code_weight: float = 1.0
+    """Reconstruction of the structure code; grows from 0."""
+    cycle_weight: float = 2.0
+    """Reconstruction of the image from the two reconstructed codes; grows from 0."""
+    identity_weight: float = 1.0
+    """Cross-entropy of the primary head on real images."""
+    positive_identity_weight: float = 1.0
+    """Cross-entropy of the primary head on the positive images."""
+    generated_identity_weight: float = 0.5
+    """Cross-entropy of the frozen primary head on generated images."""
+    adversarial_weight: float = 1.0
+    """The generator's part of the least-squares game."""
+    teacher_weight: float = 2.0
+    """Primary and fine-grained learning from generated images; grows from 0."""
+    fine_weight: float = 0.2
+    """Share of the fine-grained cross-entropy within the teacher's term and the identity term."""
+    r1_weight: float = 0.01
+    """Penalty on D's gradient at real images."""
+    warmup_start: int = 30_000
+    """Iteration at which the weights that grow from 0 start to grow."""
+    warmup_rate: float = 0.0005
+    """Growth of those weights per iteration."""
+    label_style: LabelStyle = "soft"
+    """Label of generated images for the primary head: the teacher's probabilities (soft), its best class (hard), the identity
+    of the appearance (appearance), all classes alike (uniform, LSRO), the teacher restricted to the two identities (two-label)."""
+    appearance_code_gradient: bool = False
+    """off: the appearance code is detached in every term, as in the reference; on: its reconstruction is a loss, as in the paper."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisers and schedules (method, section 2)."""
+
+    iterations: int = 100_000
+    """Iterations of the DG-Net stage."""
+    batch_size: int = 8
+    """Images per stream (a and b) and process."""
+    generator_lr: float = 1e-4
+    """Adam, E_s and G."""
+    discriminator_lr: float = 1e-4
+    """Adam, D."""
+    backbone_lr: float = 0.002
+    """SGD with Nesterov momentum 0.9, backbone of E_a."""
+    head_lr: float = 0.02
+    """The same, heads of E_a."""
+    weight_decay: float = 5e-4
+    """Of all optimisers."""
+    milestones: tuple[int, ...] = (60_000, 90_000, 105_000)
+    """Iterations at which all learning rates are multiplied by 0.1."""
+    batch_norm: Literal["batch", "frozen"] = "batch"
+    """frozen: BatchNorm layers of E_a and the teacher use and keep their running statistics during training."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The baseline network, trained first (paper, section 3.2 and table 1)."""
+
+    teacher: Path | None = None
+    """Weights of a trained teacher; its stage is then skipped."""
+    teacher_iterations: int = 24_000
+    """Iterations of the teacher's stage."""
+    teacher_batch_size: int = 32
+    """Images per process."""
+    teacher_lr: float = 0.05
+    """SGD with Nesterov momentum 0.9, head; the backbone takes a tenth."""
+    teacher_milestones: tuple[int, ...] = (16_000,)
+    """Iterations at which the teacher's learning rates are multiplied by 0.1."""
+    backbone_weights: str = "imagenet"
+    """Start of the backbones: imagenet, none, or a file of torchvision's names."""
+    start_from_teacher: bool = False
+    """E_a's backbone starts from the teacher's instead: for small backbones, which have no ImageNet weights."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run: where, how long, how precisely, what is written when."""
+
+    out: Path = Path("runs")
+    """Folder of the run directories."""
+    name: str = ""
+    """Name of the run directory; default: preset, data set and time."""
+    seed: int = 1
+    """Seed of weights, pairs, augmentation and dropout."""
+    precision: Precision = "auto"
+    """auto: bf16 on a GPU that has it, else fp32."""
+    tf32: bool = False
+    """Let fp32 matrix products on a GPU round to TF32."""
+    threads: int = 0
+    """CPU threads of each process; 0 leaves torch's choice."""
+    log_every: int = 50
+    """Iterations between two lines of metrics.jsonl and TensorBoard."""
+    sample_every: int = 2_000
+    """Iterations between two sample grids."""
+    checkpoint_every: int = 2_000
+    """Iterations between two checkpoints (the last is kept, and the one before it)."""
+    stop_after: int | None = None
+    """Save and leave after so many iterations of the DG-Net stage, as if interrupted; the run can be resumed."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Test protocol (method, section 3)."""
+
+    alpha: float = 0.5
+    """Weight of the fine-grained half of the feature."""
+    eval_batch_size: int = 64
+    """Images per forward pass of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole tree."""
+
+    preset: str = "quickstart"
+    """Named set of defaults; every other flag overrides it."""
+    data: DataConfig = field(default_factory=DataConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    teaching: TeacherConfig = field(default_factory=TeacherConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+
+
+def to_json(config: Any) -> Any:
+    """A configuration as plain JSON values (paths as strings, tuples as lists)."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Path):
+        return str(config)
+    return list(config) if isinstance(config, tuple) else config
+
+
+def from_json(values: dict[str, Any]) -> Config:
+    """The configuration that `to_json` wrote. Entries that are missing take their defaults; unknown ones raise TypeError."""
+    groups: dict[str, Any] = {}
+    for group in dataclasses.fields(Config):
+        if group.name not in values:
+            continue
+        if group.name == "preset":
+            groups["preset"] = values["preset"]
+            continue
+        cls = group.default_factory
+        entries = dict(values[group.name])
+        for name in ("milestones", "teacher_milestones"):
+            if name in entries:
+                entries[name] = tuple(entries[name])
+        for name in ("data_root", "teacher", "out"):
+            if entries.get(name) is not None:
+                entries[name] = Path(entries[name])
+        groups[group.name] = cls(**entries)
+    return Config(**groups)
+
+
+def _quickstart() -> Config:
+    """Small synthetic pedestrians, a small model: minutes on two CPU cores."""
+    return Config(
+        preset="quickstart",
+        data=DataConfig(image_height=128, image_width=64, padding=5, loader_workers=1),
+        model=ModelConfig(
+            backbone="small32",
+            embedding=128,
+            prim_dropout=0.2,
+            fine_dropout=0.3,
+            structure_width=4,
+            structure_blocks=2,
+            style_hidden=64,
+            discriminator_width=8,
+            discriminator_blocks=1,
+            discriminator_scales=2,
+        ),
+        loss=LossConfig(warmup_start=100, warmup_rate=0.02),
+        optim=OptimConfig(
+            iterations=400,
+            batch_size=8,
+            generator_lr=1e-3,
+            discriminator_lr=5e-4,
+            backbone_lr=0.01,
+            head_lr=0.05,
+            milestones=(300,),
+        ),
+        teaching=TeacherConfig(
+            teacher_iterations=400,
+            teacher_milestones=(300,),
+            backbone_weights="none",
+            start_from_teacher=True,
+        ),
+        run=RunConfig(log_every=10, sample_every=100, checkpoint_every=50),
+    )
+
+
+def _public(name: str, dataset: str) -> Config:
+    return Config(preset=name, data=DataConfig(dataset=dataset))
+
+
+PRESETS: dict[str, Config] = {
+    "quickstart": _quickstart(),
+    "market1501": _public("market1501", "market1501"),
+    "dukemtmc": _public("dukemtmc", "dukemtmc"),
+    "msmt17": _public("msmt17", "msmt17"),
+    "cuhk03np": _public("cuhk03np", "cuhk03np"),
+    "folder": _public("folder", "auto"),
+}

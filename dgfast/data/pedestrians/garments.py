@@ -1,0 +1,207 @@
+"""The garments: where each lies on the body, how far it stands off, and skirts, which drape anew in every pose.
+
+A garment that follows the body is a shell: the body's own surface, pushed out and cut along smooth borders in canonical
+coordinates (`Mesh.clip`), so that hems are straight lines whatever the mesh.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .body import BONE, BodyPack, RestBody, vertex_normals
+from .identity import Clothes
+from .mesh import Mesh, Part, grid_faces, smoothstep
+from .pose import Joints
+
+WAIST = 1.02  # where lower garments end at the top
+_CROTCH = 0.86  # a garment with a lower hem hangs as a tube from here on
+_ARM_LENGTH = 0.55
+
+
+def shell(pack: BodyPack, body: RestBody, part: Part, offset: np.ndarray, clip: np.ndarray) -> Mesh:
+    """The body's surface where `clip` [V] is positive, pushed out by `offset` [V] canonical metres."""
+    faces = pack.faces[(clip[pack.faces] > 0).any(1)]
+    used = np.unique(faces)
+    index = np.zeros(len(clip), np.int64)
+    index[used] = np.arange(len(used))
+    return Mesh(
+        part=part,
+        vertices=(body.vertices + body.normals * (offset * body.scale)[:, None])[used],
+        normals=body.normals[used],
+        faces=index[faces],
+        weights=pack.weights[used],
+        canonical=pack.canonical[used],
+        arm=pack.arm[used],
+        arm_weight=pack.arm_weight[used],
+        facing=pack.canonical_normals[used, 1],
+        clip=clip[used],
+        closed=True,
+    )
+
+
+def skin_clip(covers: list[np.ndarray]) -> np.ndarray:
+    """Positive where skin may be seen: everything but what lies deep under a shell, whose own back would show instead."""
+    return 0.06 - np.max(covers, axis=0)
+
+
+def upper_clip(pack: BodyPack, clothes: Clothes) -> np.ndarray:
+    """Metres inside the borders of the upper garment [V]: hem, neckline and cuffs."""
+    x, y, z = pack.canonical.T
+    neckline = np.hypot(x, y - 0.01) - 0.062 + (1.472 - z)
+    torso = np.minimum(z - max(clothes.upper.hem, _CROTCH), neckline)
+    torso = np.where(pack.head_weight > 0.5, -0.05, torso)
+    return np.where(pack.arm_weight > 0.5, (clothes.upper.sleeve - pack.arm) * _ARM_LENGTH, torso).astype(np.float32)
+
+
+def lower_clip(pack: BodyPack, clothes: Clothes) -> np.ndarray:
+    """Metres inside the borders of trousers [V]; negative everywhere under a bare-legged skirt."""
+    z, lower = pack.canonical[:, 2], clothes.lower
+    top = min(WAIST, clothes.upper.hem + 0.05)
+    end = lower.end
+    if lower.kind == "skirt":
+        end = 0.06 if lower.tights else WAIST
+    inside = np.minimum(z - end, top - z)
+    return np.where((pack.arm_weight > 0.3) | (pack.head_weight > 0.5), -0.05, inside).astype(np.float32)
+
+
+def shoe_clip(pack: BodyPack, clothes: Clothes) -> np.ndarray:
+    """Metres below the top of the shoes [V]."""
+    z = pack.canonical[:, 2]
+    return np.where(pack.arm_weight > 0.3, -0.05, clothes.shoes.top - z).astype(np.float32)
+
+
+def scarf_clip(pack: BodyPack) -> np.ndarray:
+    """Metres inside a scarf around the neck [V]."""
+    x, y, z = pack.canonical.T
+    band = np.minimum(0.055 - np.abs(z - 1.475), 0.13 - np.hypot(x, y))
+    return np.where(pack.arm_weight > 0.3, -0.05, band).astype(np.float32)
+
+
+def _upper_offset(pack, body, clothes):
+    upper, z = clothes.upper, pack.canonical[:, 2]
+    jacket = 0.010 if upper.pattern == "open" else 0.0
+    hang = smoothstep(1.42, 1.12, z)  # tight on the shoulders, loose at the waist
+    torso = 0.009 + jacket + upper.loose * (0.25 + 0.75 * hang)
+    on_sleeve = upper.loose * (0.35 + 0.65 * smoothstep(0.0, 0.22, pack.arm))
+    cuff = smoothstep(0.97, 0.80, pack.arm) if upper.sleeve > 0.9 else 1.0
+    sleeve = 0.007 + 0.6 * jacket + 0.8 * on_sleeve * (0.3 + 0.7 * cuff)
+    arm = smoothstep(0.2, 0.8, pack.arm_weight)
+    return torso * (1 - arm) + sleeve * arm + np.minimum(body.hollow, 0.02) * (1 - arm)
+
+
+def _lower_offset(pack, clothes):
+    z, lower = pack.canonical[:, 2], clothes.lower
+    if lower.kind == "skirt":
+        return np.full(len(z), 0.002)
+    top = smoothstep(WAIST, WAIST - 0.2, z)
+    ankle = 0.006 if lower.kind == "trousers" else 0.0
+    return 0.004 + lower.loose * (0.15 + 0.85 * top) + ankle * smoothstep(0.3, 0.1, z)
+
+
+def worn(pack: BodyPack, body: RestBody, clothes: Clothes) -> list[Mesh]:
+    """The shells of all clothes but skirts."""
+    upper, lower = upper_clip(pack, clothes), lower_clip(pack, clothes)
+    boots = clothes.shoes.top > 0.12 and clothes.lower.kind != "trousers"
+    meshes = [
+        shell(pack, body, Part.UPPER, _upper_offset(pack, body, clothes), upper),
+        shell(pack, body, Part.SHOE, np.full(len(upper), 0.026 if boots else 0.008), shoe_clip(pack, clothes)),
+    ]
+    if (lower > 0).any():
+        meshes.append(shell(pack, body, Part.LOWER, _lower_offset(pack, clothes), lower))
+    if clothes.scarf:
+        bulge = 0.016 + 0.020 * smoothstep(0.0, 0.05, scarf_clip(pack))
+        meshes.append(shell(pack, body, Part.SCARF, bulge, scarf_clip(pack)))
+    return meshes
+
+
+@dataclass(frozen=True)
+class Tube:
+    """A skirt, or what hangs of a coat or long shirt. top, end: canonical heights; ease: metres off the body; flare:
+    widening over the length; pleats: amplitude; half_width, half_depth: of the hips; scale: of the body."""
+
+    part: Part
+    top: float
+    end: float
+    ease: float
+    flare: float
+    pleats: float
+    half_width: float
+    half_depth: float
+    scale: float
+
+
+def tubes(pack: BodyPack, body: RestBody, clothes: Clothes) -> list[Tube]:
+    """The hanging parts of the clothes."""
+    x, y, z = pack.canonical.T
+    hips = (np.abs(z - 0.92) < 0.06) & (pack.arm_weight < 0.1)
+    half_width = float(np.abs(body.vertices[hips, 0]).max())
+    half_depth = float(np.ptp(body.vertices[hips, 1])) / 2
+    shape = dict(half_width=half_width, half_depth=half_depth, scale=body.scale)
+    upper, lower, found = clothes.upper, clothes.lower, []
+    if lower.kind == "skirt":
+        part = Part.UPPER if lower.dress else Part.LOWER
+        flare = lower.flare * (1.0 - lower.end) / 0.5
+        found.append(Tube(part, 1.0, lower.end, 0.008, flare, lower.pleats, **shape))
+    if upper.hem < _CROTCH:
+        found.append(Tube(Part.UPPER, 0.93, upper.hem, 0.012 + upper.loose, 0.012, 0.004, **shape))
+    return found
+
+
+_ROWS, _COLUMNS = 9, 32
+_TUBE_FACES = grid_faces(_ROWS, _COLUMNS, wrap=True)
+
+
+def tube_mesh(tube: Tube) -> Mesh:
+    """The tube's faces and texture coordinates; its vertices come from `drape`."""
+    t, angle = np.meshgrid(np.linspace(0, 1, _ROWS), np.arange(_COLUMNS) * 2 * np.pi / _COLUMNS, indexing="ij")
+    height = tube.top + (tube.end - tube.top) * t
+    canonical = np.stack([0.17 * np.cos(angle), 0.12 * np.sin(angle), height], 2).reshape(-1, 3).astype(np.float32)
+    count, zeros = len(canonical), np.zeros(len(canonical), np.float32)
+    return Mesh(
+        part=tube.part,
+        vertices=np.zeros((count, 3), np.float32),
+        normals=np.zeros((count, 3), np.float32),
+        faces=_TUBE_FACES,
+        weights=np.zeros((count, 23), np.float32),
+        canonical=canonical,
+        arm=zeros,
+        arm_weight=zeros,
+        facing=np.sin(angle).ravel().astype(np.float32),
+        clip=zeros + 1,
+        closed=False,
+    )
+
+
+def drape(tube: Tube, joints: Joints) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and normals [N, 3] of the tube in a pose: every row is the hull of two circles, one around each leg."""
+    angle = np.arange(_COLUMNS) * 2 * np.pi / _COLUMNS
+    root = joints.rotation[BONE["root"]]
+    across, back = root[:, 0], root[:, 1]
+    outward = np.outer(np.cos(angle), across) + np.outer(np.sin(angle), back)  # [C, 3]
+    drop = (0.945 - (tube.top + (tube.end - tube.top) * np.linspace(0, 1, _ROWS))) * tube.scale  # below the hip joints
+    apart = max(tube.half_width - tube.half_depth, 0.02)
+    legs = []
+    for side, sign in (("L", 1), ("R", -1)):
+        hip, knee, ankle = (joints.position[BONE[f"{name}.{side}"]] for name in ("upperleg", "lowerleg", "foot"))
+        middle = 0.5 * (joints.position[BONE["upperleg.L"]] + joints.position[BONE["upperleg.R"]])
+        start = middle + sign * apart * across
+        thigh, shank = knee - hip, ankle - knee
+        length = np.linalg.norm(thigh)
+        thigh = thigh / length
+        shank = 0.5 * shank / np.linalg.norm(shank) + 0.5 * thigh  # cloth lags behind the shank
+        along = np.clip(drop, 0, None)[:, None]
+        # Down to the thigh's middle the circle moves from the hip's outline to the leg itself.
+        to_leg = smoothstep(0.0, 0.25, along)
+        centre = np.where(drop[:, None] < 0, start - drop[:, None] * root[:, 2], start + along * thigh)
+        centre = centre * (1 - to_leg) + (hip + along * thigh) * to_leg
+        below = np.clip(along - length, 0, None)
+        legs.append(centre + below * (shank - thigh))
+    t = np.linspace(0, 1, _ROWS)
+    hang = np.clip(drop / 0.6, 0, 1)
+    radius = tube.half_depth * np.where(drop < 0, 1 + 0.9 * drop, 1) * (1 - 0.30 * hang) + tube.ease + tube.flare * t**1.3
+    radius = radius[:, None] + (tube.pleats * t)[:, None] * np.sin(9 * angle)
+    lead = (legs[0] - legs[1]) @ outward.T  # [R, C], > 0 where the left leg is the outer one
+    share = (1 / (1 + np.exp(-lead / 0.025)))[..., None]
+    vertices = share * legs[0][:, None] + (1 - share) * legs[1][:, None] + radius[..., None] * outward
+    vertices = vertices.reshape(-1, 3).astype(np.float32)
+    return vertices, vertex_normals(vertices, _TUBE_FACES[:, ::-1])

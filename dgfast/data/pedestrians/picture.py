@@ -1,0 +1,248 @@
+"""The picture: one crop of one person - drawn as a `Shot`, rendered, and developed by the camera.
+
+All randomness of a picture is in its shot, and nothing of it depends on clothes: the same shot of the same person in other
+clothes differs from the first only where clothes or their shadows are.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from .body import BodyPack, load_body_pack
+from .cameras import COUNT, Camera, View, draw_view, make_cameras, project
+from .figure import Figure, PosedFigure, build_figure, pose_figure
+from .identity import draw_identity
+from .pose import Pose, draw_gait, draw_step
+from .rasterise import rasterise
+from .scene import background, furniture
+from .shading import shade
+
+_PASSERS = 24
+_FINER = 2  # people are drawn at twice the resolution
+
+
+@dataclass(frozen=True)
+class World:
+    """What all pictures of a data set share. passers: identities of the people in the background and foreground."""
+
+    pack: BodyPack
+    cameras: list[Camera]
+    backgrounds: list[np.ndarray]
+    seed: int
+
+    def passer(self, index: int) -> Figure:
+        return _passer(self.seed, index)
+
+
+@lru_cache(maxsize=2 * _PASSERS)
+def _passer(seed: int, index: int) -> Figure:
+    return build_figure(draw_identity(np.random.default_rng([seed, 4, index])), load_body_pack())
+
+
+def make_world(seed: int, difficulty: float) -> World:
+    """The cameras and their views for a data set's seed."""
+    backgrounds = [background(np.random.default_rng([seed, 5, index]), index) for index in range(COUNT)]
+    return World(load_body_pack(), make_cameras(difficulty), backgrounds, seed)
+
+
+@dataclass(frozen=True)
+class Passer:
+    """Somebody else in the picture: index of the person among the world's passers-by."""
+
+    who: int
+    pose: Pose
+    view: View
+
+
+@dataclass(frozen=True)
+class Encounter:
+    """One person walking past one camera. camera: 0..5; heading: degrees; ground_x, ground_y: where, 0..1 of the camera's
+    view; scale: of the view's crop; exposure: relative."""
+
+    camera: int
+    gait: Pose
+    heading: float
+    ground_x: float
+    ground_y: float
+    scale: float
+    exposure: float
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture. ground_x, ground_y: pixels added to the encounter's crop; furniture: seed of an object in front, or
+    None; quality: added to the camera's JPEG quality; sensor: seed of exposure, blur and noise."""
+
+    encounter: Encounter
+    pose: Pose
+    view: View
+    ground_x: float
+    ground_y: float
+    behind: Passer | None
+    before: Passer | None
+    furniture: int | None
+    quality: float
+    sensor: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """image [H, W, 3] uint8 RGB, before the JPEG; mask [H, W] uint8: 255 where clothes are seen; quality: of the JPEG."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    quality: int
+
+
+def draw_encounter(rng: np.random.Generator, camera: Camera) -> Encounter:
+    """Somebody comes past `camera`."""
+    heading = camera.headings[rng.integers(len(camera.headings))] + rng.normal(0, 28)
+    if rng.random() < 0.22:
+        heading = rng.uniform(0, 360)
+    return Encounter(
+        camera=camera.number - 1,
+        gait=draw_gait(rng),
+        heading=float(heading),
+        ground_x=float(rng.uniform(0.1, 0.9)),
+        ground_y=float(rng.uniform(0, 1)),
+        scale=float(rng.uniform(0.8, 1.3)),
+        exposure=float(rng.normal(1, 0.10)),
+    )
+
+
+def _draw_passer(rng, camera: Camera, behind: bool) -> Passer:
+    encounter = draw_encounter(rng, camera)
+    view = draw_view(rng, encounter.heading)
+    side = float(rng.choice([-1, 1]))
+    if behind:
+        aside_x, aside_y, size = side * rng.uniform(0.32, 0.55), rng.uniform(-0.06, 0.02), rng.uniform(0.6, 0.95)
+    else:
+        aside_x, aside_y, size = side * rng.uniform(0.34, 0.52), rng.uniform(0, 0.12), rng.uniform(1.0, 1.1)
+    view = View(view.heading, view.tilt, view.fill * size, False, 0, 0, view.stretch, float(aside_x), float(aside_y))
+    return Passer(int(rng.integers(_PASSERS)), draw_step(rng, encounter.gait), view)
+
+
+def draw_shot(rng: np.random.Generator, encounter: Encounter, camera: Camera) -> Shot:
+    """A picture of the encounter."""
+    pose, view = draw_step(rng, encounter.gait), draw_view(rng, encounter.heading)
+    ground_x, ground_y = float(rng.normal(0, 25)), float(rng.normal(0, 8))
+    behind = _draw_passer(rng, camera, behind=True) if rng.random() < 0.12 else None
+    kind = rng.random()
+    return Shot(
+        encounter=encounter,
+        pose=pose,
+        view=view,
+        ground_x=ground_x,
+        ground_y=ground_y,
+        behind=behind,
+        before=_draw_passer(rng, camera, behind=False) if kind < 0.05 else None,
+        furniture=int(rng.integers(1 << 30)) if 0.05 <= kind < 0.10 else None,
+        quality=float(rng.normal(0, 4)),
+        sensor=int(rng.integers(1 << 62)),
+    )
+
+
+def _ground(world: World, shot: Shot, height: int, width: int) -> np.ndarray:
+    view, encounter = world.backgrounds[shot.encounter.camera], shot.encounter
+    rows, columns = view.shape[:2]
+    tall = int(np.clip(380 * encounter.scale, 200, rows))
+    wide = int(np.clip(tall * width / height, 1, columns))
+    left = int(np.clip(encounter.ground_x * columns + shot.ground_x - wide / 2, 0, columns - wide))
+    top = int(np.clip((rows - tall) * (0.35 + 0.65 * encounter.ground_y) + shot.ground_y, 0, rows - tall))
+    crop = view[top : top + tall, left : left + wide]
+    return cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA if tall > height else cv2.INTER_LINEAR)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Premultiplied colour [H, W, 3], opacity [H, W] and share of clothes [H, W] of one person."""
+
+    colour: np.ndarray
+    opacity: np.ndarray
+    garment: np.ndarray
+    feet: np.ndarray
+
+    def over(self, canvas: np.ndarray) -> np.ndarray:
+        return canvas * (1 - self.opacity[..., None]) + self.colour
+
+
+def _draw(world: World, posed: PosedFigure, camera: Camera, view: View, height: int, width: int) -> _Layer:
+    fine_height, fine_width = height * _FINER, width * _FINER
+    figure = posed.figure
+    soles = posed.outline[posed.outline[:, 2] < 0.06]
+    body, feet = project(camera, view, posed.outline, [posed.vertices, soles], fine_height, fine_width)
+    fragments = rasterise(
+        body.points, body.depth, figure.faces, figure.closed, figure.clip, figure.part, fine_height, fine_width
+    )  # fmt: skip
+    attributes = fragments.interpolate(np.concatenate([figure.traits, posed.normals @ body.rotation.T], 1))
+    traits, normal = attributes[:6], attributes[6:]
+    normal /= np.sqrt(np.square(normal).sum(0)) + np.float32(1e-6)
+    # Single sheets of cloth and hair are seen from both sides.
+    inside_out = ~figure.closed[fragments.face] & (normal[1] > 0.15)
+    normal *= np.where(inside_out, np.float32(-1), np.float32(1))
+    colour, garment = shade(figure.identity, world.pack, figure.part[fragments.face], traits, normal, camera.light)
+    layers = np.zeros((fine_height * fine_width, 4), np.float32)
+    layers[fragments.pixel, :3], layers[fragments.pixel, 3] = colour, 1
+    cloth = np.zeros(fine_height * fine_width, np.float32)
+    cloth[fragments.pixel] = garment
+    layers = cv2.resize(layers.reshape(fine_height, fine_width, 4), (width, height), interpolation=cv2.INTER_AREA)
+    cloth = cv2.resize(cloth.reshape(fine_height, fine_width), (width, height), interpolation=cv2.INTER_AREA)
+    return _Layer(layers[..., :3], layers[..., 3], cloth, feet.points.mean(0) / _FINER)
+
+
+def _throw_shadow(canvas: np.ndarray, feet: np.ndarray, light: np.ndarray) -> np.ndarray:
+    height, width = canvas.shape[:2]
+    unit = height / 256
+    x = (np.arange(width, dtype=np.float32) - feet[0] + 10 * unit * np.float32(light[0])) / (25 * unit)
+    y = (np.arange(height, dtype=np.float32) - feet[1]) / (6.5 * unit)
+    return canvas * (1 - 0.55 * np.exp(-(x[None] ** 2) - y[:, None] ** 2))[..., None]
+
+
+def _develop(canvas: np.ndarray, camera: Camera, encounter: Encounter, sensor: int) -> np.ndarray:
+    """Linear light to the camera's 8-bit image: exposure, white balance, tone, saturation, haze, blur, noise."""
+    rng = np.random.default_rng(sensor)
+    unit = canvas.shape[0] / 256
+    exposure = camera.brightness * (1 + camera.wander * (encounter.exposure * rng.normal(1, 0.06) - 1))
+    balance = camera.gain * exposure * (1 + camera.wander * rng.normal(0, 0.025, 3))
+    image = np.power(np.maximum(canvas * balance.astype(np.float32), 1e-5), np.float32(camera.gamma / 2.2))
+    grey = image.mean(2, keepdims=True)
+    image = grey + (image - grey) * np.float32(camera.saturation)
+    image = (image - 0.45) * np.float32(camera.contrast) + np.float32(0.45)
+    hazy, veil, glare = rng.random(), rng.uniform(0.6, 0.8), rng.uniform(0, 0.12)
+    if hazy < 0.10 * min(1.0, 2 * camera.wander):
+        image = image * np.float32(veil) + np.float32(glare)
+    image = cv2.GaussianBlur(image, (0, 0), camera.blur * rng.uniform(0.7, 1.3) * unit)
+    shaken, length = rng.random(), int(rng.integers(3, 8))
+    if shaken < 0.15 * min(1.0, 2 * camera.wander):
+        image = cv2.blur(image, (max(int(length * unit), 1), 1))
+    image += np.float32(camera.noise) * rng.standard_normal(image.shape, dtype=np.float32)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def take_picture(world: World, figure: Figure | None, shot: Shot, size: tuple[int, int]) -> Picture:
+    """Renders the shot of `figure`, or of nobody (a false detection). size: (height, width) in pixels."""
+    height, width = size
+    camera = world.cameras[shot.encounter.camera]
+    canvas = _ground(world, shot, height, width)
+
+    def layer(someone: Figure, pose: Pose, view: View) -> _Layer:
+        return _draw(world, pose_figure(someone, world.pack, pose), camera, view, height, width)
+
+    if shot.behind:
+        behind = layer(world.passer(shot.behind.who), shot.behind.pose, shot.behind.view)
+        canvas = behind.over(_throw_shadow(canvas, behind.feet, camera.light.direction))
+    clothes = np.zeros(size, np.float32)
+    if figure:
+        person = layer(figure, shot.pose, shot.view)
+        canvas = person.over(_throw_shadow(canvas, person.feet, camera.light.direction))
+        clothes = person.garment
+    if shot.before:
+        before = layer(world.passer(shot.before.who), shot.before.pose, shot.before.view)
+        canvas, clothes = before.over(canvas), clothes * (1 - before.opacity)
+    if shot.furniture is not None:
+        clothes = np.where(furniture(canvas, shot.furniture), 0, clothes)
+    image = _develop(canvas, camera, shot.encounter, shot.sensor)
+    quality = int(np.clip(camera.quality + shot.quality, 35, 95))
+    return Picture(image, np.where(clothes >= 0.5, 255, 0).astype(np.uint8), quality)

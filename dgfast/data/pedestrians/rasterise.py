@@ -1,0 +1,113 @@
+"""The rasteriser: which triangle is nearest at each pixel, in numpy.
+
+Triangles are cut into rows of pixels, rows into pixels; depth and everything else a pixel needs is linear along its row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """The M visible pixels: pixel [M], y * width + x; face [M]; corners [M, 3], vertices of the face; share [M, 3] of each
+    corner (barycentric coordinates)."""
+
+    pixel: np.ndarray
+    face: np.ndarray
+    corners: np.ndarray
+    share: np.ndarray
+
+    def interpolate(self, values: np.ndarray) -> np.ndarray:
+        """Values [N, K] at the vertices -> [K, M] at the pixels."""
+        mixed = values[self.corners[:, 0]] * self.share[:, 0:1]
+        mixed += values[self.corners[:, 1]] * self.share[:, 1:2]
+        mixed += values[self.corners[:, 2]] * self.share[:, 2:3]
+        return np.ascontiguousarray(mixed.T)
+
+
+def _row_span(y: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray, sign: np.ndarray):
+    """Leftmost and rightmost x inside each counter-clockwise triangle at height y."""
+    left, right = np.full(len(y), -np.inf), np.full(len(y), np.inf)
+    for start, end in ((a, b), (b, c), (c, a)):
+        dx, dy = end[:, 0] - start[:, 0], (end[:, 1] - start[:, 1]) * sign
+        with np.errstate(divide="ignore", invalid="ignore"):
+            crossing = start[:, 0] + (y - start[:, 1]) * dx * sign / dy
+        left = np.where(dy < 0, np.maximum(left, crossing), left)
+        right = np.where(dy > 0, np.minimum(right, crossing), right)
+    return left, right
+
+
+def rasterise(points, depth, faces, closed, clip, rank, height: int, width: int) -> Fragments:
+    """Visible surface of a mesh, as fragments in order of their faces' rank.
+
+    points [N, 2]: pixel coordinates x, y (y down); depth [N], smaller is nearer; faces [F, 3]; closed [F]: drop where seen
+    from behind; clip [N]: interpolated, pixels where it is negative are cut away; rank [F] uint8.
+    """
+    a, b, c = (points[faces[:, k]].astype(np.float64) for k in range(3))
+    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1])
+    low, high = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
+    seen = (np.abs(area) > 1e-6) & ~(closed & (area > 0))
+    seen &= (high[:, 0] > 0) & (low[:, 0] < width) & (high[:, 1] > 0) & (low[:, 1] < height)
+    seen &= (clip[faces] > 0).any(1)
+    kept = np.flatnonzero(seen)
+    kept = kept[np.argsort(-depth[faces[kept]].sum(1), kind="stable")]  # far to near
+    a, b, c, area, used = a[kept], b[kept], c[kept], area[kept], faces[kept]
+
+    # Planes over each triangle: shares of b and c, then depth and clip, as value at a and slopes along x and y.
+    ab, ac = b - a, c - a
+    slope_b = np.stack([ac[:, 1], -ac[:, 0]], 1) / area[:, None]
+    slope_c = np.stack([-ab[:, 1], ab[:, 0]], 1) / area[:, None]
+
+    def plane(values):
+        at_a = values[used[:, 0]].astype(np.float64)
+        return at_a, (values[used[:, 1]] - at_a)[:, None] * slope_b + (values[used[:, 2]] - at_a)[:, None] * slope_c
+
+    depth_a, depth_slope = plane(depth)
+    clip_a, clip_slope = plane(clip)
+
+    # Rows of every triangle whose pixel centres it may cover, then the pixels of every row.
+    top = np.maximum(np.ceil(low[kept, 1] - 0.5), 0).astype(np.int64)
+    rows = np.maximum(np.minimum(np.floor(high[kept, 1] - 0.5), height - 1).astype(np.int64) - top + 1, 0)
+    owner = np.repeat(np.arange(len(used)), rows)
+    y = np.arange(len(owner)) - (np.cumsum(rows) - rows - top)[owner]
+    centre_y = y + 0.5
+    left, right = _row_span(centre_y, a[owner], b[owner], c[owner], np.sign(area)[owner])
+    first = np.clip(np.ceil(left - 0.5 - 1e-6), 0, width).astype(np.int64)
+    last = np.clip(np.floor(right - 0.5 + 1e-6), -1, width - 1).astype(np.int64)
+    count = np.maximum(last - first + 1, 0)
+    offset_x, offset_y = first + 0.5 - a[owner, 0], centre_y - a[owner, 1]
+
+    def along_row(at_a, slopes):
+        start = at_a[owner] + offset_x * slopes[owner, 0] + offset_y * slopes[owner, 1]
+        return start.astype(np.float32), slopes[owner, 0].astype(np.float32)
+
+    row = np.repeat(np.arange(len(owner), dtype=np.int32), count)
+    step = np.arange(len(row), dtype=np.int32) - (np.cumsum(count) - count).astype(np.int32)[row]
+    pixel = (y * width + first)[row] + step
+    start, slope = along_row(depth_a, depth_slope)
+    z = start[row] + step * slope[row]
+    cut = (clip[used] < 0).any(1)[owner]  # few triangles cross a border
+    at_border = np.flatnonzero(cut[row])
+    start, slope = along_row(clip_a, clip_slope)
+    outside = start[row[at_border]] + step[at_border] * slope[row[at_border]] < 0
+    z[at_border[outside]] = np.inf
+
+    # Triangles are sorted, so the last fragment of a pixel is nearly always the nearest; then mend the exceptions.
+    winner = np.full(height * width, -1, np.int32)
+    rivals = np.flatnonzero(z < np.inf).astype(np.int32)
+    while len(rivals):
+        places = pixel[rivals]
+        winner[places] = rivals
+        rivals = rivals[z[rivals] < z[winner[places]]]
+    visible = np.flatnonzero(winner >= 0)
+    chosen_row = row[winner[visible]]
+    triangle = owner[chosen_row]
+    order = np.argsort(rank[kept[triangle]], kind="stable")
+    visible, chosen_row, triangle = visible[order], chosen_row[order], triangle[order]
+    dx = offset_x[chosen_row] + step[winner[visible]]
+    dy = offset_y[chosen_row]
+    share_b = dx * slope_b[triangle, 0] + dy * slope_b[triangle, 1]
+    share_c = dx * slope_c[triangle, 0] + dy * slope_c[triangle, 1]
+    share = np.stack([1 - share_b - share_c, share_b, share_c], 1).astype(np.float32)
+    return Fragments(visible, kept[triangle], used[triangle], share)

@@ -1,0 +1,78 @@
+"""A record is one image of a person: where it lies, whom it shows, which camera took it. ReidData: a data set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+JUNK = -1  # a gallery image that is ignored in the evaluation
+DISTRACTOR = 0  # a gallery image of nobody in the query set: always a wrong answer
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image. `person` is -1 for junk and 0 for distractors (gallery only), else >= 1; `camera` as in the name."""
+
+    path: Path
+    person: int
+    camera: int
+
+
+@dataclass(frozen=True)
+class ReidData:
+    """A data set with its splits, each in the order of the file names (MSMT17: of its lists).
+
+    `multi_query` holds further images of the queries' (person, camera) pairs, where the data set has them.
+    `notes` says, one line each, what was left out or could not be read.
+    """
+
+    name: str
+    root: Path
+    train: tuple[Record, ...]
+    query: tuple[Record, ...]
+    gallery: tuple[Record, ...]
+    multi_query: tuple[Record, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def identities(self) -> tuple[int, ...]:
+        """The training persons in ascending order."""
+        return tuple(sorted({record.person for record in self.train}))
+
+    @cached_property
+    def class_of(self) -> dict[int, int]:
+        """Training person -> class index 0 .. num_classes - 1."""
+        return {person: index for index, person in enumerate(self.identities)}
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.identities)
+
+    @cached_property
+    def num_cameras(self) -> int:
+        """How many different cameras occur in all splits together."""
+        return len({record.camera for split in self._splits().values() for record in split})
+
+    def summary(self) -> str:
+        """A table for people: images, identities and cameras of each split, then the notes."""
+        lines = [
+            f"{self.name} ({self.root})",
+            f"{'split':<12}{'images':>8}{'identities':>12}{'cameras':>9}{'distractors':>13}{'junk':>7}",
+        ]
+        for name, records in self._splits().items():
+            if not records:
+                continue
+            persons = {record.person for record in records} - {JUNK, DISTRACTOR}
+            cameras = {record.camera for record in records}
+            lines.append(
+                f"{name:<12}{len(records):>8}{len(persons):>12}{len(cameras):>9}"
+                f"{_count(records, DISTRACTOR):>13}{_count(records, JUNK):>7}"
+            )
+        return "\n".join(lines + [f"- {note}" for note in self.notes])
+
+    def _splits(self) -> dict[str, tuple[Record, ...]]:
+        return {"train": self.train, "query": self.query, "gallery": self.gallery, "multi-query": self.multi_query}
+
+
+def _count(records: Sequence[Record], person: int) -> int:
+    return sum(record.person == person for record in records)

@@ -1,0 +1,49 @@
+"""`dgfast doctor`: what this machine offers dgfast, and what is missing."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from dgfast.data.index import default_cache_dir
+from dgfast.launcher import run
+from dgfast.models.backbones import imagenet_file
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print one line a fact; takes no arguments."""
+    for name, value in facts().items():
+        print(f"{name:<18}{value}")
+
+
+def facts() -> dict[str, str]:
+    """What is here, by name."""
+    from dgfast import _rerank  # here, so that a broken build is a line of the report's caller and not of every import
+
+    def version(package: str) -> str:
+        return importlib.metadata.version(package) if importlib.util.find_spec(package) else "not installed"
+
+    weights = imagenet_file(Path(torch.hub.get_dir()))
+    devices = [
+        f"{torch.cuda.get_device_name(i)}, {torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB"
+        for i in range(torch.cuda.device_count())
+    ]
+    return {
+        "dgfast": importlib.metadata.version("dgfast"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "triton": version("triton"),
+        "GPUs": "; ".join(devices) or "none: everything runs on the CPU",
+        "CPU": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
+        "extension": ", ".join(f"{k} {v}" for k, v in _rerank.build_info().items()),
+        "ImageNet weights": f"{weights} ({'present' if weights.is_file() else 'absent: fetched at the first use, or put there'})",
+        "cache": str(default_cache_dir(os.environ)),
+    }
+
+
+if __name__ == "__main__":
+    run(main)

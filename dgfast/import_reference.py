@@ -1,0 +1,87 @@
+"""`dgfast import-reference`: released checkpoints of the public reference system become dgfast's."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from torch import Tensor
+
+from dgfast.config import PRESETS
+from dgfast.errors import UserError
+from dgfast.launcher import run
+from dgfast.models import DGNet
+from dgfast.models.backbones import read_tensors
+from dgfast.models.dgnet import make_teacher, save_model
+from dgfast.models.reference_weights import convert, sizes
+from dgfast.training.trainer import make_run
+
+HELP = """Turn checkpoints of the public reference system into a folder that dgfast eval, dgfast.load and --teacher take.
+
+dgfast import-reference --gen gen_00100000.pt --id id_00100000.pt --dis dis_00100000.pt --teacher net_last.pth --out imported
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line says."""
+
+    out: Path
+    """Folder to write: config.json, model.safetensors (from gen, id and dis), teacher.safetensors."""
+    gen: Path | None = None
+    """Checkpoint of the structure encoder and the decoder."""
+    id: Path | None = None
+    """Checkpoint of the appearance encoder."""
+    dis: Path | None = None
+    """Checkpoint of the discriminator; left out, it starts afresh."""
+    teacher: Path | None = None
+    """Checkpoint of the teacher."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Convert what the command line names.
+
+    Raises:
+        UserError: a file that cannot be read or is another network's.
+    """
+    command = tyro.cli(
+        Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast import-reference", description=HELP
+    )
+    files = {"gen": command.gen, "id": command.id, "dis": command.dis, "teacher": command.teacher}
+    states = {network: unwrap(read_tensors(path)) for network, path in files.items() if path is not None}
+    if ("gen" in states) != ("id" in states):
+        raise UserError("--gen and --id are needed together: the model is both; or pass --teacher alone")
+    config, num_classes = sizes(states)
+    ours = convert(states)
+    made = {}
+    if "dgnet" in ours:
+        made["model.safetensors"] = _fill(DGNet(config, num_classes), ours["dgnet"], optional="discriminator." * ("dis" not in states))
+    if "teacher" in ours:
+        made["teacher.safetensors"] = _fill(make_teacher(config, num_classes), ours["teacher"], optional="")
+    make_run(replace(PRESETS["market1501"], model=config), command.out)
+    for name, model in made.items():
+        save_model(model, config, num_classes, command.out / name)
+        print(f"{command.out / name}: {num_classes} identities")
+
+
+def unwrap(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict within a checkpoint: bare, or the one value of a dictionary; names without a leading "module."."""
+    while len(state) == 1 and isinstance(next(iter(state.values())), dict):
+        state = next(iter(state.values()))
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _fill(model: Any, state: dict[str, Tensor], optional: str) -> Any:
+    try:
+        missing, _ = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"the checkpoints do not fit the paper's sizes: {str(error).splitlines()[-1].strip()}") from error
+    missing = [m for m in missing if not m.endswith("num_batches_tracked") and not (optional and m.startswith(optional))]
+    if missing:
+        raise UserError(f"{len(missing)} entries are missing from the checkpoints, first {missing[0]}; expected whole networks")
+    return model
+
+
+if __name__ == "__main__":
+    run(main)

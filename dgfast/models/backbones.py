@@ -1,0 +1,142 @@
+"""The re-ID backbones: images to a feature map, the last stage's stride removed (method, section 1)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models.resnet import BasicBlock
+
+from dgfast.errors import UserError
+
+
+class SmallResNet(nn.Sequential):
+    """A 4-block residual network for small images and CPUs: [N, 3, H, W] -> [N, 8 width, H/8, W/8].
+
+    Not of the paper: it exists so that the whole method runs in minutes without a GPU.
+    """
+
+    def __init__(self, width: int):
+        def block(inputs: int, outputs: int, stride: int) -> BasicBlock:
+            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            return BasicBlock(inputs, outputs, stride, shortcut if stride != 1 or inputs != outputs else None)
+
+        super().__init__(
+            nn.Conv2d(3, width, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            block(width, width, 1),
+            block(width, 2 * width, 2),
+            block(2 * width, 4 * width, 2),
+            block(4 * width, 8 * width, 1),
+        )
+        self.channels = 8 * width
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+class ResNet50(nn.Module):
+    """torchvision's ResNet-50 without its head, last stage at stride 1: [N, 3, H, W] -> [N, 2048, H/16, W/16]."""
+
+    channels = 2048
+
+    def __init__(self):
+        super().__init__()
+        net = resnet50(weights=None)
+        net.layer4[0].conv2.stride = (1, 1)
+        net.layer4[0].downsample[0].stride = (1, 1)
+        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+            setattr(self, name, getattr(net, name))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    "resnet50": ResNet50,
+    "small16": lambda: SmallResNet(16),
+    "small32": lambda: SmallResNet(32),
+}
+
+
+def make_backbone(name: str) -> nn.Module:
+    """A backbone with fresh weights by its name, one of `BACKBONES`; it has `channels`, the depth of its feature map.
+
+    Raises:
+        UserError: no backbone of that name.
+    """
+    if name not in BACKBONES:
+        raise UserError(f"backbone {name!r} is unknown; expected one of {', '.join(BACKBONES)}: mend --backbone")
+    return BACKBONES[name]()
+
+
+def imagenet_file(cache: Path) -> Path:
+    """Where torchvision keeps the ImageNet weights of ResNet-50 below torch's hub folder `cache`."""
+    return cache / "checkpoints" / Path(ResNet50_Weights.IMAGENET1K_V1.url).name
+
+
+def load_backbone_weights(backbone: nn.Module, source: str, cache: Path) -> None:
+    """Fill a backbone from "imagenet", "none" or a file of torchvision's names (.pth or .safetensors).
+
+    Args:
+        backbone: as `make_backbone` made it.
+        source: "none" leaves it as it is; "imagenet" needs a ResNet-50 and the network or the file in `cache`.
+        cache: torch's hub folder (`torch.hub.get_dir()`).
+    Raises:
+        UserError: the weights are not there, cannot be read, or belong to another network.
+    """
+    if source == "none":
+        return
+    if source == "imagenet":
+        state = _imagenet(backbone, cache)
+    else:
+        state = read_tensors(Path(source))
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    wanted = backbone.state_dict()
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    wrong = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    if missing or wrong:
+        raise UserError(
+            f"backbone weights {source}: {len(missing)} of {len(wanted)} entries are missing and {len(wrong)} have another"
+            f" shape (first: {(missing + wrong)[0]}); expected a state dict of torchvision's names for this backbone"
+        )
+    backbone.load_state_dict(state, strict=False)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A state dict from a .safetensors file or a pickle of tensors alone (no code is run).
+
+    Raises:
+        UserError: the file is missing, is no such file, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"weights file {path} does not exist; expected a .pth, .pt or .safetensors file: check the path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"weights file {path} cannot be read ({reason[:160]}); expected tensors alone") from error
+
+
+def _imagenet(backbone: nn.Module, cache: Path) -> dict[str, Tensor]:
+    if not isinstance(backbone, ResNet50):
+        raise UserError("--backbone-weights imagenet exists for resnet50 alone; use --backbone-weights none or a file")
+    file = imagenet_file(cache)
+    if not file.is_file():
+        try:
+            ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
+        except Exception as error:
+            raise UserError(
+                f"ImageNet weights cannot be downloaded here ({type(error).__name__}); expected the network or the file:"
+                f" fetch {file.name} from PyTorch's model pages on another machine, put it at {file},"
+                " or pass --backbone-weights FILE or none"
+            ) from error
+    return read_tensors(file)

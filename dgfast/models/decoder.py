@@ -1,0 +1,92 @@
+"""G, the decoder: a structure code and an appearance code to an image (paper, section 3.1, equation 1)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgfast.kernels import adain, layer_norm
+
+from .layers import SLOPE, kaiming_fan_in, reflect
+
+
+class InjectedBlock(nn.Module):
+    """[3x3 AdaIN LeakyReLU, 3x3 AdaIN] + x: the residual block into which the appearance is injected.
+
+    One part of the appearance code feeds two small networks: one gives the scales, one the biases; the first half of each
+    belongs to the first AdaIN, the second half to the second.
+    """
+
+    def __init__(self, channels: int, part: int, hidden: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3)
+        self.conv2 = nn.Conv2d(channels, channels, 3)
+        self.scale = _mlp(part, hidden, 2 * channels)
+        self.bias = _mlp(part, hidden, 2 * channels)
+
+    def forward(self, x: Tensor, part: Tensor) -> Tensor:
+        """x: [N, C, H, W]; part: [N, part] -> [N, C, H, W]."""
+        scale1, scale2 = self.scale(part).chunk(2, 1)
+        bias1, bias2 = self.bias(part).chunk(2, 1)
+        y = adain(self.conv1(reflect(x, 1)), scale1, bias1, slope=SLOPE, pad=1)
+        return adain(self.conv2(y), scale2, bias2, residual=x)
+
+
+class UpsampleBlock(nn.Module):
+    """Nearest upsampling by 2, 5x5 convolution that halves the channels, layer norm, LeakyReLU."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels // 2, 5)
+        # gamma is drawn from U(0, 1), as in the reference (method, section 1)
+        self.gamma = nn.Parameter(torch.rand(channels // 2))
+        self.beta = nn.Parameter(torch.zeros(channels // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C/2, 2H, 2W]."""
+        x = self.conv(reflect(F.interpolate(x, scale_factor=2, mode="nearest"), 2))
+        return layer_norm(x, self.gamma, self.beta, slope=SLOPE)
+
+
+class Decoder(nn.Module):
+    """G(s, f).
+
+    Args:
+        channels: of the structure code (128).
+        code: length of the appearance code (8192); cut into as many consecutive parts as there are blocks.
+        blocks: residual blocks, each with its own part of the code (4).
+        hidden: width of the networks that turn a part into scales and biases (512).
+    Raises:
+        ValueError: the code does not divide into the blocks.
+    """
+
+    def __init__(self, channels: int = 128, code: int = 8192, blocks: int = 4, hidden: int = 512):
+        super().__init__()
+        if code % blocks:
+            raise ValueError(f"an appearance code of {code} values does not divide into {blocks} blocks")
+        self.blocks = nn.ModuleList(InjectedBlock(channels, code // blocks, hidden) for _ in range(blocks))
+        self.upsample = nn.ModuleList([UpsampleBlock(channels), UpsampleBlock(channels // 2)])
+        width = channels // 4
+        self.refine = nn.ModuleList([nn.Conv2d(width, width, 3), nn.Conv2d(width, width, 3)])
+        self.to_rgb = nn.Conv2d(width, 3, 1)
+        kaiming_fan_in(self)
+
+    def forward(self, structure: Tensor, code: Tensor) -> Tensor:
+        """structure: [N, channels, H/4, W/4]; code: [N, code] -> images [N, 3, H, W] in normalised units (no activation)."""
+        x = structure
+        for block, part in zip(self.blocks, code.chunk(len(self.blocks), 1), strict=True):
+            x = block(x, part)
+        for upsample in self.upsample:
+            x = upsample(x)
+        for conv in self.refine:
+            x = F.leaky_relu(conv(reflect(x, 1)), SLOPE)
+        return self.to_rgb(x)
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.LeakyReLU(SLOPE),
+        nn.Linear(hidden, hidden),
+        nn.LeakyReLU(SLOPE),
+        nn.Linear(hidden, outputs),
+    )

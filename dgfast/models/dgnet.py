@@ -1,0 +1,89 @@
+"""DGNet, the container of the four networks, and the file that holds it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from dgfast.config import ModelConfig
+from dgfast.errors import UserError
+
+from .appearance import AppearanceEncoder
+from .decoder import Decoder
+from .discriminator import Discriminator
+from .structure import StructureEncoder
+from .teacher import Teacher
+
+
+class DGNet(nn.Module):
+    """E_s, E_a, G and D of one model.
+
+    Args:
+        config: sizes of the networks.
+        num_classes: K, identities of the training set.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int):
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.appearance = AppearanceEncoder(
+            num_classes, config.backbone, config.parts, config.embedding, config.prim_dropout, config.fine_dropout
+        )
+        self.structure = StructureEncoder(config.structure_width, config.structure_blocks)
+        self.decoder = Decoder(
+            self.structure.channels, self.appearance.code_length, config.decoder_blocks, config.style_hidden
+        )
+        self.discriminator = Discriminator(
+            config.discriminator_width, config.discriminator_blocks, config.discriminator_scales
+        )
+
+
+def make_teacher(config: ModelConfig, num_classes: int) -> Teacher:
+    """A teacher with fresh weights and the same backbone as `DGNet(config, num_classes)`."""
+    return Teacher(num_classes, config.backbone, config.embedding)
+
+
+def save_model(model: DGNet | Teacher, config: ModelConfig, num_classes: int, path: Path) -> None:
+    """Write a model with its sizes to one .safetensors file, whole or not at all."""
+    kind = "dgnet" if isinstance(model, DGNet) else "teacher"
+    metadata = {
+        "format": "dgfast-1",
+        "kind": kind,
+        "config": json.dumps(dataclasses.asdict(config)),
+        "num_classes": str(num_classes),
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary, metadata=metadata)
+    temporary.replace(path)
+
+
+def load_model(path: Path, kind: str) -> DGNet | Teacher:
+    """The model that `save_model` wrote, in eval mode.
+
+    Args:
+        path: a .safetensors file; kind: "dgnet" or "teacher".
+    Raises:
+        UserError: no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{kind} file {path} does not exist; expected a .safetensors file of dgfast: check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read as .safetensors ({error}); expected a {kind} file of dgfast") from error
+    if metadata.get("kind") != kind:
+        raise UserError(
+            f"{path} holds {metadata.get('kind', 'weights of another program')}, expected a {kind} of dgfast;"
+            " released weights of the reference become one by `dgfast import-reference`"
+        )
+    config = ModelConfig(**json.loads(metadata["config"]))
+    num_classes = int(metadata["num_classes"])
+    model = DGNet(config, num_classes) if kind == "dgnet" else make_teacher(config, num_classes)
+    model.load_state_dict(state)
+    return model.eval()

@@ -1,0 +1,5 @@
+"""Synthesis: pictures of people in other people's clothes."""
+
+from .swap import swap_matrix
+
+__all__ = ["swap_matrix"]

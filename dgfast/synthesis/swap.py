@@ -1,0 +1,27 @@
+"""The swap matrix: every body (columns) in everybody's clothes (rows), the paper's figure 5."""
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from dgfast.data.loading import denormalise
+from dgfast.models import DGNet
+from dgfast.models.structure import grey
+
+
+@torch.inference_mode()
+def swap_matrix(networks: DGNet, structures: Tensor, appearances: Tensor) -> Tensor:
+    """First row: the images that give the body; first column: those that give the clothes; between them G(s_column, f_row).
+
+    Args:
+        networks: in eval mode. structures: [S, 3, H, W], appearances: [A, 3, H, W], normalised, on the networks' device.
+    Returns:
+        picture [(A + 1) (H + 2) + 2, (S + 1) (W + 2) + 2, 3] uint8 on the CPU.
+    """
+    s = networks.structure(grey(structures))
+    f = networks.appearance(appearances).code
+    cells = [torch.cat([torch.full_like(structures[:1], 3.0), structures])]
+    for own, code in zip(appearances, f, strict=True):
+        cells.append(torch.cat([own[None], networks.decoder(s, code.expand(len(s), -1)).float()]))
+    grid = make_grid(denormalise(torch.cat(cells)).cpu(), nrow=len(s) + 1, padding=2, pad_value=255)
+    return grid.permute(1, 2, 0).contiguous()

@@ -1,0 +1,46 @@
+"""Checkpoints: everything a stage needs to go on as if it had never stopped, written whole or not at all."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+log = logging.getLogger("dgfast")
+KEPT = 2  # the last one, and the one before it in case the last is damaged
+
+
+def save(folder: Path, stage: str, iteration: int, state: dict[str, Any]) -> Path:
+    """Write `<stage>-<iteration>.pt` into the folder and remove all but the last two of that stage.
+
+    Args:
+        folder: made if need be; iteration: number of iterations that are done; state: tensors, numbers, strings, lists, dicts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stage}-{iteration:08d}.pt"
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save({**state, "iteration": iteration}, file)
+        file.flush()
+        os.fsync(file.fileno())  # the rename must not reach the disk before the content
+    temporary.replace(path)
+    for old in checkpoints(folder, stage)[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def checkpoints(folder: Path, stage: str) -> list[Path]:
+    """The stage's checkpoints, oldest first."""
+    return sorted(p for p in folder.glob(f"{stage}-*.pt") if re.fullmatch(rf"{stage}-\d+\.pt", p.name))
+
+
+def latest(folder: Path, stage: str) -> dict[str, Any] | None:
+    """The newest checkpoint of the stage that can be read, or None; a damaged one is named and passed over."""
+    for path in reversed(checkpoints(folder, stage)):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            log.warning("checkpoint %s cannot be read (%s): trying the one before it", path, type(error).__name__)
+    return None

@@ -1,0 +1,45 @@
+"""Frozen views of networks: gradient flows through them to the images, their weights take none, their statistics stay."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., Any]:
+    """A view of a network in eval mode with detached weights: no copy is made, and it follows the network's updates.
+
+    Args:
+        module: any network; its own mode is as before after each call.
+        batch_statistics: BatchNorm normalises by the batch it sees (the reference's setting for E_a' and the teacher) and
+            leaves the running statistics alone; False: by the running statistics.
+    Returns:
+        a callable with the network's own signature.
+    """
+
+    def call(*args: Any) -> Any:
+        weights = {name: value.detach() for name, value in module.named_parameters()}
+        with evaluating(module, batch_statistics):
+            return functional_call(module, weights, args)
+
+    return call
+
+
+@contextmanager
+def evaluating(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
+    """Eval mode within the context; with `batch_statistics`, BatchNorm normalises by the batch and updates nothing."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)] if batch_statistics else []
+    module.eval()
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+        for layer, mode in modes:
+            layer.training = mode

@@ -1,0 +1,77 @@
+"""What a run says while it runs: a progress bar, metrics.jsonl and TensorBoard, all by the first process alone."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class StageLog:
+    """Progress and numbers of one stage.
+
+    Args:
+        run: run directory; stage: its name in the files; start, total: first iteration and number of them;
+        images_per_iteration: of all processes, for images/s.
+    """
+
+    def __init__(self, run: Path, stage: str, start: int, total: int, images_per_iteration: int):
+        self.stage = stage
+        self.images = images_per_iteration
+        metrics = run / "metrics.jsonl"
+        _drop_lines(metrics, stage, start)
+        self.file = metrics.open("a")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start, filename_suffix=f".{stage}")
+        self.bar = tqdm(initial=start, total=total, desc=stage, unit="it", dynamic_ncols=True, mininterval=0.5)
+
+    def tick(self) -> None:
+        """One iteration is done."""
+        self.bar.update()
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Numbers of one iteration into both files, the most telling into the bar."""
+        rate = self.bar.format_dict["rate"] or 0.0
+        values = {**values, "images_per_s": rate * self.images}
+        self.file.write(json.dumps({"stage": self.stage, "iteration": iteration, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"{self.stage}/{name}", value, iteration)
+        shown = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items() if name in SHOWN}
+        self.bar.set_postfix(shown, refresh=False)
+
+    def picture(self, iteration: int, name: str, image) -> None:
+        """A picture [H, W, 3] uint8 into TensorBoard."""
+        self.board.add_image(f"{self.stage}/{name}", image, iteration, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close all."""
+        self.bar.close()
+        self.file.close()
+        self.board.close()
+
+
+SHOWN = ("g/total", "g/image", "g/identity", "g/primary", "d/total", "loss", "accuracy", "images_per_s")
+
+
+def say(message: str) -> None:
+    """A line on standard error that does not tear the progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def _drop_lines(metrics: Path, stage: str, start: int) -> None:
+    """Remove lines that a resumed stage is going to write again."""
+    if not metrics.exists():
+        return
+    kept = []
+    for line in metrics.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line that a kill cut short
+            continue
+        if entry["stage"] != stage or entry["iteration"] < start:
+            kept.append(line)
+    temporary = metrics.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.replace(metrics)

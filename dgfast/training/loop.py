@@ -1,0 +1,134 @@
+"""The loop around a stage: iterations, numbers, pictures, checkpoints, signals, and the place to go on from."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dgfast.config import RunConfig
+from dgfast.data.loading import PairLoader
+from dgfast.errors import Diverged, Interrupted, UserError
+
+from . import checkpoint
+from .distributed import Workers
+from .logging import StageLog, say
+from .stages import Stage
+
+
+class StopRequest:
+    """Remembers SIGINT or SIGTERM, so that the iteration is finished and saved first."""
+
+    signal = 0
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Handle both signals within the context; a second one acts at once."""
+        previous = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, _frame: object) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def run_stage(
+    stage: Stage,
+    make_loader: Callable[[int], PairLoader],
+    iterations: int,
+    run: Path,
+    config: RunConfig,
+    workers: Workers,
+    global_batch: int,
+    picture: Callable[[int], Tensor] | None = None,
+) -> None:
+    """Bring a stage to its last iteration, from its newest checkpoint or from the start.
+
+    Args:
+        stage: its networks are on the device. make_loader: first iteration -> loader of this process's batches.
+        iterations: where the stage ends. run: run directory. config: seeds and intervals.
+        global_batch: images per stream and iteration of all processes; a checkpoint of another one is refused.
+        picture: iteration -> sample grid [H, W, 3] uint8, every `sample_every` iterations (first process alone).
+    Raises:
+        Diverged: a loss is not finite; the newest checkpoint is from before it.
+        Interrupted: SIGINT, SIGTERM or `stop_after`; the newest checkpoint is of the last iteration.
+        UserError: the checkpoint belongs to another configuration.
+    """
+    folder = run / "checkpoints"
+    start = _restore(stage, folder, global_batch)
+    workers.same_weights(*stage.modules)
+    if start >= iterations:
+        return
+    images = global_batch * (4 if stage.name == "teacher" else 2)
+    log = StageLog(run, stage.name, start, iterations, images) if workers.first else None
+    loader = make_loader(start)
+
+    def save(done: int) -> None:
+        workers.average_statistics(*stage.modules)
+        if workers.first:
+            checkpoint.save(folder, stage.name, done, {**stage.state_dict(), "global_batch": global_batch})
+        workers.barrier()  # nobody leaves, or is resumed, before the file is there
+
+    done = start
+    try:
+        with StopRequest().listening() as stop:
+            for iteration in range(start, iterations):
+                # Dropout's draws: a function of seed, stage, iteration and rank, so that nothing of it needs saving.
+                torch.manual_seed(_mix(config.seed, stage.name, iteration, workers.rank))
+                losses = stage.step(next(loader), iteration)
+                names, values = list(losses), torch.stack([v.float() for v in losses.values()]).cpu()
+                broken = [name for name, value in zip(names, values.tolist(), strict=True) if not abs(value) < float("inf")]
+                if workers.any(bool(broken)):
+                    raise Diverged(
+                        f"stage {stage.name}, iteration {iteration}: loss {', '.join(broken) or 'of another process'} is not"
+                        f" finite; the last good checkpoint is kept: resume with lower learning rates or --precision fp32"
+                    )
+                done = iteration + 1
+                if done % config.log_every == 0 or done == iterations:
+                    workers.average([values])
+                    if log:
+                        log.write(iteration, dict(zip(names, values.tolist(), strict=True)))
+                if log:
+                    log.tick()
+                    if picture and (done % config.sample_every == 0 or done == iterations):
+                        log.picture(iteration, "samples", picture(done))
+                interrupted = workers.any(bool(stop.signal)) or (stage.name == "dgnet" and done == config.stop_after)
+                if done % config.checkpoint_every == 0 or done == iterations or interrupted:
+                    save(done)
+                if interrupted and done < iterations:
+                    number = stop.signal or signal.SIGTERM
+                    raise Interrupted(number, f"stopped after iteration {done} of {stage.name}; go on with --resume {run}")
+    finally:
+        loader.close()
+        if log:
+            log.close()
+
+
+def _restore(stage: Stage, folder: Path, global_batch: int) -> int:
+    state = checkpoint.latest(folder, stage.name)
+    if state is None:
+        return 0
+    if state["global_batch"] != global_batch:
+        raise UserError(
+            f"the checkpoint in {folder} was made with {state['global_batch']} images per stream and iteration, now"
+            f" {global_batch}; expected the same: --batch-size times the number of processes must not change"
+        )
+    try:
+        stage.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"the checkpoint in {folder} does not fit this configuration ({first[:160]})") from error
+    if state["iteration"]:
+        say(f"{stage.name}: going on after iteration {state['iteration']}")
+    return state["iteration"]
+
+
+def _mix(seed: int, stage: str, iteration: int, rank: int) -> int:
+    """A seed of 63 bits that differs between any two of its arguments' values."""
+    return ((seed & 0xFFFF) << 47) | ((stage == "dgnet") << 46) | ((rank & 0xFFFF) << 30) | (iteration & 0x3FFFFFFF)

@@ -1,0 +1,73 @@
+"""The terms of the objective, named as in the paper (CVPR 2019, section 3; numbers: docs/method.md, section 2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgfast.config import LabelStyle
+
+
+def reconstruction(prediction: Tensor, target: Tensor) -> Tensor:
+    """L1 between two tensors of one shape, mean over all values (paper, equations 1 to 4)."""
+    return F.l1_loss(prediction.float(), target.float())
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Identity loss: logits [N, K], labels [N] -> mean negative log-likelihood (paper, equations 3 and 7)."""
+    return F.cross_entropy(logits.float(), labels)
+
+
+def real(maps: list[Tensor]) -> Tensor:
+    """D's least-squares term for real images: sum over scales of mean((D(x) - 1)^2)."""
+    return sum((m.float() - 1).square().mean() for m in maps)
+
+
+def fake(maps: list[Tensor]) -> Tensor:
+    """D's least-squares term for generated images: sum over scales of mean(D(x)^2)."""
+    return sum(m.float().square().mean() for m in maps)
+
+
+def gradient_penalty(maps: list[Tensor], images: Tensor) -> Tensor:
+    """R1: sum over scales of mean_n ||grad_x sum(D(x_n))||^2 (Mescheder et al., ICML 2018, equation 9).
+
+    Args:
+        maps: D's maps of real images; images: those images [N, 3, H, W], with requires_grad.
+    """
+    penalty = images.new_zeros(())
+    for m in maps:
+        (gradient,) = torch.autograd.grad(m.sum(), images, create_graph=True)
+        penalty = penalty + gradient.float().square().sum((1, 2, 3)).mean()
+    return penalty
+
+
+def soft_label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structure: Tensor) -> Tensor:
+    """The label of generated images for the primary head (paper, section 3.2, equation 6 and its alternatives).
+
+    Args:
+        style: soft: mean of the softmaxes of the views; hard: its best class; appearance: the identity whose clothes the image
+            wears; uniform: all classes alike (LSRO); two-label: the soft label restricted to the two identities.
+        teacher_logits: [V, N, K], the teacher on V views (image and mirror).
+        appearance, structure: identities [N] of the two providers.
+    Returns:
+        probabilities [N, K], fp32, detached.
+    """
+    probabilities = teacher_logits.detach().float().softmax(-1).mean(0)
+    classes = probabilities.shape[1]
+    if style == "soft":
+        return probabilities
+    if style == "hard":
+        return F.one_hot(probabilities.argmax(1), classes).float()
+    if style == "appearance":
+        return F.one_hot(appearance, classes).float()
+    if style == "uniform":
+        return torch.full_like(probabilities, 1 / classes)
+    if style == "two-label":
+        either = F.one_hot(appearance, classes).logical_or(F.one_hot(structure, classes))
+        kept = probabilities.clamp_min(torch.finfo(torch.float32).tiny) * either
+        return kept / kept.sum(1, keepdim=True)
+    raise ValueError(f"label style {style!r} is unknown")
+
+
+def primary(label: Tensor, logits: Tensor) -> Tensor:
+    """KL(label || softmax(logits)), summed over classes, mean over the batch (paper, equation 7). [N, K] each."""
+    return F.kl_div(logits.float().log_softmax(1), label, reduction="batchmean")

@@ -1,0 +1,61 @@
+"""The three optimisers and their schedules (method, section 2)."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from dgfast.config import OptimConfig, TeacherConfig
+from dgfast.models import DGNet, Teacher
+
+
+class Schedule:
+    """All learning rates of an optimiser times 0.1 at each milestone: a pure function of the iteration, so it has no state.
+
+    Args:
+        optimizer: its groups' rates at the time of the call are the first rates.
+        milestones: iterations, counted from 0, at which the rates drop.
+    """
+
+    def __init__(self, optimizer: Optimizer, milestones: Sequence[int]):
+        self.optimizer = optimizer
+        self.milestones = milestones
+        self.first = [group["lr"] for group in optimizer.param_groups]
+
+    def set(self, iteration: int) -> None:
+        """Give the optimiser the rates of this iteration; called before its step."""
+        factor = 0.1 ** sum(iteration >= milestone for milestone in self.milestones)
+        for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
+            group["lr"] = rate * factor
+
+
+def generator_optimizer(networks: DGNet, config: OptimConfig) -> Adam:
+    """Adam for E_s and G."""
+    return _adam([*networks.structure.parameters(), *networks.decoder.parameters()], config.generator_lr, config)
+
+
+def discriminator_optimizer(networks: DGNet, config: OptimConfig) -> Adam:
+    """Adam for D."""
+    return _adam(networks.discriminator.parameters(), config.discriminator_lr, config)
+
+
+def appearance_optimizer(networks: DGNet, config: OptimConfig) -> SGD:
+    """SGD for E_a: the backbone slower than the heads."""
+    return _sgd(networks.appearance, config.backbone_lr, config.head_lr, config.weight_decay)
+
+
+def teacher_optimizer(teacher: Teacher, config: TeacherConfig, weight_decay: float) -> SGD:
+    """SGD for the teacher: the backbone takes a tenth of the head's rate."""
+    return _sgd(teacher, config.teacher_lr / 10, config.teacher_lr, weight_decay)
+
+
+def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig) -> Adam:
+    return Adam(parameters, rate, betas=(0.0, 0.999), weight_decay=config.weight_decay, fused=True)
+
+
+def _sgd(network: nn.Module, backbone_rate: float, head_rate: float, weight_decay: float) -> SGD:
+    backbone = list(network.backbone.parameters())
+    inside = set(backbone)
+    heads = [p for p in network.parameters() if p not in inside]
+    groups = [{"params": backbone, "lr": backbone_rate}, {"params": heads, "lr": head_rate}]
+    return SGD(groups, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True)

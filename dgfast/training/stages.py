@@ -1,0 +1,174 @@
+"""The two stages of a run: the teacher (the paper's baseline) and DG-Net. Each is one iteration and the state it needs."""
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dgfast.config import Config
+from dgfast.data.loading import PairBatch
+from dgfast.models import DGNet, Teacher
+
+from . import losses
+from .distributed import Workers
+from .optimizers import (
+    Schedule,
+    appearance_optimizer,
+    discriminator_optimizer,
+    generator_optimizer,
+    teacher_optimizer,
+)
+from .precision import MixedPrecision
+from .step import discriminator_losses, generator_losses, translate, weights_at
+
+# Every other step, on average, E_s learns from the generated images; else it judges them (method, section 2).
+STRUCTURE_LEARNS = 0.5
+
+
+class TeacherStage:
+    """Cross-entropy alone, on both streams' images and their positives; no erasing (method, section 1).
+
+    A teacher's batch is four images of every pair of samples, so its loader delivers a quarter of the batch per stream.
+    """
+
+    name = "teacher"
+
+    def __init__(self, teacher: Teacher, config: Config, workers: Workers, precision: MixedPrecision):
+        self.teacher = teacher
+        self.modules = (teacher,)
+        self.frozen_norm = config.optim.batch_norm == "frozen"
+        self.workers = workers
+        self.precision = precision
+        self.optimizer = teacher_optimizer(teacher, config.teaching, config.optim.weight_decay)
+        self.schedule = Schedule(self.optimizer, config.teaching.teacher_milestones)
+
+    def step(self, batch: PairBatch, iteration: int) -> dict[str, Tensor]:
+        """One update; the loss (before it) and the share of images whose identity is found."""
+        self.schedule.set(iteration)
+        _train_mode(self.teacher, self.frozen_norm)
+        images = torch.cat([batch.a.image, batch.a.positive, batch.b.image, batch.b.positive])
+        labels = torch.cat([batch.a.label, batch.a.label, batch.b.label, batch.b.label])
+        with self.precision.autocast():
+            _, logits = self.teacher(images)
+            loss = losses.cross_entropy(logits, labels)
+        _update(loss, [self.optimizer], self.teacher, self.workers, self.precision)
+        self.precision.scaler.update()
+        return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels).float().mean()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimiser, loss scale. Schedules and random draws are functions of the iteration."""
+        return {
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave; anything missing or of another shape raises."""
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        _load_scaler(self.precision, state["scaler"])
+
+
+class DGNetStage:
+    """Joint discriminative and generative learning: D's update, then that of E_s, G and E_a (paper, section 3.3)."""
+
+    name = "dgnet"
+
+    def __init__(self, networks: DGNet, teacher: Teacher, config: Config, workers: Workers, precision: MixedPrecision):
+        self.networks = networks
+        self.teacher = teacher
+        self.modules = (networks, teacher)
+        self.config = config
+        self.frozen_norm = config.optim.batch_norm == "frozen"
+        self.workers = workers
+        self.precision = precision
+        optim = config.optim
+        self.optimizers = {
+            "generator": generator_optimizer(networks, optim),
+            "discriminator": discriminator_optimizer(networks, optim),
+            "appearance": appearance_optimizer(networks, optim),
+        }
+        self.schedules = [Schedule(optimizer, optim.milestones) for optimizer in self.optimizers.values()]
+
+    def step(self, batch: PairBatch, iteration: int) -> dict[str, Tensor]:
+        """One iteration of section 2 of the method; all losses before their weights, "d/..." and "g/..."."""
+        for schedule in self.schedules:
+            schedule.set(iteration)
+        weights = weights_at(self.config.loss, iteration)
+        networks, precision = self.networks, self.precision
+        _train_mode(networks, self.frozen_norm)
+
+        with precision.autocast():
+            made = translate(networks, batch)
+        with precision.autocast_penalty():
+            d = discriminator_losses(networks, batch, made, weights)
+        _update(d["total"], [self.optimizers["discriminator"]], networks.discriminator, self.workers, precision)
+        with precision.autocast():
+            g = generator_losses(
+                networks,
+                self.teacher,
+                batch,
+                made,
+                weights,
+                # the same in all processes: the coin depends on nothing but the run's seed and the iteration
+                structure_learns=random.Random(f"{self.config.run.seed}:{iteration}").random() < STRUCTURE_LEARNS,
+                label_style=self.config.loss.label_style,
+                appearance_code_gradient=self.config.loss.appearance_code_gradient,
+                batch_statistics=not self.frozen_norm,
+            )
+        _update(
+            g["total"], [self.optimizers["generator"], self.optimizers["appearance"]], networks, self.workers, precision
+        )
+        precision.scaler.update()
+        return {f"d/{k}": v.detach() for k, v in d.items()} | {f"g/{k}": v.detach() for k, v in g.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Four networks, the teacher, three optimisers, loss scale. Schedules, warm-up and draws are functions of the iteration."""
+        return {
+            "networks": self.networks.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scaler": self.precision.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave; anything missing or of another shape raises."""
+        self.networks.load_state_dict(state["networks"])
+        self.teacher.load_state_dict(state["teacher"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        _load_scaler(self.precision, state["scaler"])
+
+
+Stage = TeacherStage | DGNetStage
+
+
+def _update(
+    loss: Tensor,
+    optimizers: list[torch.optim.Optimizer],
+    module: nn.Module,
+    workers: Workers,
+    precision: MixedPrecision,
+) -> None:
+    """Gradients of the loss, their mean over all processes, one step of each optimiser."""
+    module.zero_grad(set_to_none=True)
+    precision.scaler.scale(loss).backward()
+    workers.average_gradients(module.parameters())
+    for optimizer in optimizers:
+        precision.scaler.step(optimizer)
+
+
+def _train_mode(module: nn.Module, frozen_norm: bool) -> None:
+    module.train()
+    if frozen_norm:
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.eval()
+
+
+def _load_scaler(precision: MixedPrecision, state: dict[str, Any]) -> None:
+    if precision.scaler.is_enabled() and state:  # a run may be resumed in another precision
+        precision.scaler.load_state_dict(state)

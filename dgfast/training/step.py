@@ -1,0 +1,228 @@
+"""One iteration of DG-Net, in the order of the paper (CVPR 2019, section 3; every number: docs/method.md, section 2).
+
+Two streams of images, a and b. s is a structure code, f an appearance code, x_ij = G(s_j, f_i): the clothes of i on the body
+of j. `translate` makes every code and picture once; `discriminator_losses` and `generator_losses` are pure functions of it.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dgfast.config import LabelStyle, LossConfig
+from dgfast.data.loading import PairBatch
+from dgfast.models import DGNet, Teacher
+from dgfast.models.structure import grey
+
+from . import losses
+from .frozen import frozen
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the objective at one iteration; those that grow from 0 have been grown."""
+
+    image: float
+    positive: float
+    appearance_code: float
+    structure_code: float
+    cycle: float
+    identity: float
+    positive_identity: float
+    generated_identity: float
+    adversarial: float
+    teacher: float
+    fine: float
+    r1: float
+
+
+def weights_at(config: LossConfig, iteration: int) -> Weights:
+    """The weights of an iteration (counted from 0): four of them grow from 0 once the warm-up starts."""
+    grown = max(0, iteration + 1 - config.warmup_start) * config.warmup_rate
+    return Weights(
+        image=config.image_weight,
+        positive=config.positive_weight,
+        appearance_code=min(grown, config.appearance_code_weight),
+        structure_code=min(grown, config.structure_code_weight),
+        cycle=min(grown, config.cycle_weight),
+        identity=config.identity_weight,
+        positive_identity=config.positive_identity_weight,
+        generated_identity=config.generated_identity_weight,
+        adversarial=config.adversarial_weight,
+        teacher=min(grown, config.teacher_weight),
+        fine=config.fine_weight,
+        r1=config.r1_weight,
+    )
+
+
+class Stream(NamedTuple):
+    """What `translate` makes of one stream; `other` in the comments is the other stream."""
+
+    s: Tensor  # structure code of the images
+    f: Tensor  # appearance code of the images
+    f_positive: Tensor  # appearance code of other images of the same identities
+    reconstructed: Tensor  # G(s, f)
+    reconstructed_positive: Tensor  # G(s, f_positive)
+    swapped: Tensor  # G(s of other, f): these clothes on the other stream's bodies
+
+
+class Translation(NamedTuple):
+    """Codes and generated images of both streams."""
+
+    a: Stream
+    b: Stream
+
+
+def translate(networks: DGNet, batch: PairBatch) -> Translation:
+    """Encode both streams and decode the six images of section 3.1: two swaps, four reconstructions.
+
+    The appearance codes come from the clean images and carry no gradient. Norms in E_s and G are per sample, so images that
+    meet the same network go through it as one batch; BatchNorm in E_a is not, so each stream passes it alone.
+    """
+    s_a, s_b = networks.structure(grey(torch.cat([batch.a.image, batch.b.image]))).chunk(2)
+    with torch.no_grad():
+        f_a, f_b, f_a_positive, f_b_positive = (
+            networks.appearance(x).code
+            for x in (batch.a.image, batch.b.image, batch.a.positive, batch.b.positive)
+        )
+    x_ba, x_ab, x_a, x_b, x_a_positive, x_b_positive = networks.decoder(
+        torch.cat([s_b, s_a, s_a, s_b, s_a, s_b]), torch.cat([f_a, f_b, f_a, f_b, f_a_positive, f_b_positive])
+    ).chunk(6)
+    return Translation(
+        Stream(s_a, f_a, f_a_positive, x_a, x_a_positive, swapped=x_ba),
+        Stream(s_b, f_b, f_b_positive, x_b, x_b_positive, swapped=x_ab),
+    )
+
+
+def discriminator_losses(networks: DGNet, batch: PairBatch, made: Translation, weights: Weights) -> Losses:
+    """The losses of D (section 3.1, equation 5): least squares over all scales and the penalty on the gradient at real images.
+
+    Returns:
+        scalars: real, fake, r1 (before its weight), total. Both streams summed.
+    """
+    images = torch.cat([batch.a.image, batch.b.image]).requires_grad_()
+    real_maps = networks.discriminator(images)
+    fake_maps = networks.discriminator(torch.cat([made.a.swapped, made.b.swapped]).detach())
+    # One batch holds both streams: the mean over it is half the sum of the two means.
+    real, fake = 2 * losses.real(real_maps), 2 * losses.fake(fake_maps)
+    r1 = 2 * losses.gradient_penalty(real_maps, images) if weights.r1 else real.new_zeros(())
+    return {"real": real, "fake": fake, "r1": r1, "total": real + fake + weights.r1 * r1}
+
+
+def generator_losses(
+    networks: DGNet,
+    teacher: Teacher,
+    batch: PairBatch,
+    made: Translation,
+    weights: Weights,
+    *,
+    structure_learns: bool,
+    label_style: LabelStyle = "soft",
+    appearance_code_gradient: bool = False,
+    batch_statistics: bool = True,
+) -> Losses:
+    """The losses of E_s, G and E_a.
+
+    Args:
+        networks, batch, made, weights: as `translate` took and gave them.
+        teacher: the frozen baseline that gives soft labels.
+        structure_learns: how generated images meet E_s: True: they are detached and E_s learns; False: E_s is frozen and the
+            gradient reaches the images. Drawn with probability 0.5 by the caller.
+        label_style: label of generated images for the primary head.
+        appearance_code_gradient: False: codes are detached wherever E_a makes them (reference); True: the reconstruction of the
+            appearance code reaches the generator (paper, equation 2).
+        batch_statistics: the frozen views and the teacher normalise by the batch (True) or by running statistics (False).
+    Returns:
+        scalars, each before its weight and summed over both streams, and their weighted "total".
+    """
+    a, b = made
+    x_ba, x_ab = a.swapped, b.swapped
+    y_a, y_b = batch.a.label, batch.b.label
+    learned = networks.appearance
+    judge = frozen(networks.appearance, batch_statistics)  # E_a': gradient reaches the image, not the weights
+
+    # --- Self-identity generation: an image from its own codes, and from the code of its positive (equations 1 and 2)
+    image = losses.reconstruction(a.reconstructed, batch.a.image) + losses.reconstruction(b.reconstructed, batch.b.image)
+    positive = losses.reconstruction(a.reconstructed_positive, batch.a.image) + losses.reconstruction(
+        b.reconstructed_positive, batch.b.image
+    )
+
+    # --- Cross-identity generation: both codes must be found again in the generated image (equation 4)
+    again_a, again_b = judge(x_ba), judge(x_ab)
+    f_a, f_b = again_a.code, again_b.code
+    if not appearance_code_gradient:
+        f_a, f_b = f_a.detach(), f_b.detach()
+    appearance_code = losses.reconstruction(f_a, a.f) + losses.reconstruction(f_b, b.f)
+
+    swapped = torch.cat([x_ab, x_ba])  # in the order of their structures: a's bodies, b's bodies
+    if structure_learns:
+        s_a, s_b = networks.structure(grey(swapped.detach())).chunk(2)
+    else:
+        s_a, s_b = frozen(networks.structure)(grey(swapped)).chunk(2)
+    structure_code = losses.reconstruction(s_a, a.s.detach()) + losses.reconstruction(s_b, b.s.detach())
+
+    cycled_a, cycled_b = networks.decoder(torch.cat([s_a, s_b]), torch.cat([f_a, f_b])).chunk(2)
+    cycle = losses.reconstruction(cycled_a, batch.a.image) + losses.reconstruction(cycled_b, batch.b.image)
+
+    # --- The generated image must carry the identity of its clothes (equation 3)
+    generated_identity = losses.cross_entropy(again_a.prim_logits, y_a) + losses.cross_entropy(again_b.prim_logits, y_b)
+
+    # --- It must look real (equation 5): D's weights take no gradient here
+    maps = frozen(networks.discriminator)(torch.cat([x_ba, x_ab]))
+    adversarial = 2 * 2 * losses.real(maps)  # two streams in one mean, and the reference's factor 2
+
+    # --- Discriminative module on real images, randomly erased (section 3.2)
+    real_a, real_b = learned(batch.a.erased), learned(batch.b.erased)
+    identity = losses.cross_entropy(real_a.prim_logits, y_a) + losses.cross_entropy(real_b.prim_logits, y_b)
+    fine_real = losses.cross_entropy(real_a.fine_logits, y_a) + losses.cross_entropy(real_b.fine_logits, y_b)
+    identity = identity + weights.teacher * weights.fine * fine_real
+    positive_identity = losses.cross_entropy(learned(batch.a.positive_erased).prim_logits, y_a) + losses.cross_entropy(
+        learned(batch.b.positive_erased).prim_logits, y_b
+    )
+
+    # --- Primary and fine-grained learning on generated images (equations 6 to 8): the images are data here, E_a learns
+    primary = fine = image.new_zeros(())
+    if weights.teacher:
+        student_a, student_b = learned(x_ba.detach()), learned(x_ab.detach())
+        label_a = losses.soft_label(label_style, teach(teacher, x_ba, batch_statistics), y_a, y_b)
+        label_b = losses.soft_label(label_style, teach(teacher, x_ab, batch_statistics), y_b, y_a)
+        primary = losses.primary(label_a, student_a.prim_logits) + losses.primary(label_b, student_b.prim_logits)
+        # fine-grained features are those of the body, not of the clothes: hair, hat, bag, build
+        fine = losses.cross_entropy(student_a.fine_logits, y_b) + losses.cross_entropy(student_b.fine_logits, y_a)
+
+    total = (
+        weights.image * image
+        + weights.positive * positive
+        + weights.appearance_code * appearance_code
+        + weights.structure_code * structure_code
+        + weights.cycle * cycle
+        + weights.identity * identity
+        + weights.positive_identity * positive_identity
+        + weights.generated_identity * generated_identity
+        + weights.adversarial * adversarial
+        + weights.teacher * (primary + weights.fine * fine)
+    )
+    return {
+        "image": image,
+        "positive": positive,
+        "appearance_code": appearance_code,
+        "structure_code": structure_code,
+        "cycle": cycle,
+        "identity": identity,
+        "positive_identity": positive_identity,
+        "generated_identity": generated_identity,
+        "adversarial": adversarial,
+        "primary": primary,
+        "fine": fine,
+        "total": total,
+    }
+
+
+@torch.no_grad()
+def teach(teacher: nn.Module, images: Tensor, batch_statistics: bool) -> Tensor:
+    """The teacher's logits on images [N, 3, H, W] and on their mirrors -> [2, N, K]."""
+    view = frozen(teacher, batch_statistics)
+    return torch.stack([view(images)[1], view(images.flip(3))[1]])

@@ -1,0 +1,221 @@
+"""A whole training run: the run directory, the data, the teacher stage and the DG-Net stage."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dgfast.config import Config, to_json
+from dgfast.data.loading import PairLoader
+from dgfast.data.pairs import PairSampler
+from dgfast.data.records import Record, ReidData
+from dgfast.data.torchvision_loader import TorchvisionPairLoader, evaluation_batches
+from dgfast.errors import UserError
+from dgfast.models import DGNet, Teacher
+from dgfast.models.backbones import load_backbone_weights
+from dgfast.models.dgnet import load_model, make_teacher, save_model
+
+from .distributed import Workers
+from .loop import run_stage
+from .precision import MixedPrecision
+from .samples import sample_grid
+from .stages import DGNetStage, TeacherStage
+
+log = logging.getLogger("dgfast")
+GRID_COLUMNS = 8
+TEACHER_IMAGES = 4  # images of one pair of samples, all of which the teacher sees
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        config: everything that decides the result. data: with a training split. run: the run directory, made before.
+        workers: the processes. cache: torch's hub folder, where ImageNet weights are looked for.
+    Raises:
+        UserError: sizes that do not fit together, a teacher or backbone file that does not serve.
+    """
+
+    def __init__(self, config: Config, data: ReidData, run: Path, workers: Workers, cache: Path):
+        self.config, self.data, self.run, self.workers, self.cache = config, data, run, workers, cache
+        self.image_size = (config.data.image_height, config.data.image_width)
+        if min(self.image_size) < 40 or any(side % 16 for side in self.image_size):
+            raise UserError(
+                f"image size {self.image_size[0]} x {self.image_size[1]} is not possible; expected sides divisible by 16 and at"
+                " least 48 pixels (the structure encoder's dilations need them): mend --image-height and --image-width"
+            )
+        if not data.train:
+            raise UserError(f"{data.root} has no training images; expected at least two identities to train on")
+        if data.num_classes < 2:
+            raise UserError(f"{data.root} has {data.num_classes} training identity; expected at least two: swaps need another")
+        if config.teaching.teacher_batch_size % TEACHER_IMAGES:
+            raise UserError(
+                f"--teacher-batch-size {config.teaching.teacher_batch_size} is not divisible by {TEACHER_IMAGES};"
+                " expected that: a sample brings two images of each stream"
+            )
+        self.precision = MixedPrecision(config.run.precision, workers.device, config.run.tf32)
+        torch.manual_seed(config.run.seed)
+        try:
+            self.networks = DGNet(config.model, data.num_classes)
+        except ValueError as error:
+            raise UserError(f"model sizes do not fit together: {error}; mend --parts, --backbone or --decoder-blocks") from error
+
+    def train(self) -> tuple[DGNet, Teacher]:
+        """Both stages; goes on where the run directory's checkpoints end. Writes teacher.safetensors and model.safetensors.
+
+        Returns:
+            the trained networks and the teacher, on this process's device, in eval mode.
+        Raises:
+            Diverged, Interrupted, UserError: see training/loop.py.
+        """
+        teacher = self._teacher()
+        if self.config.teaching.start_from_teacher:
+            self.networks.appearance.backbone.load_state_dict(teacher.backbone.state_dict())
+        else:
+            self._load_backbone(self.networks.appearance.backbone)
+        networks = self._place(self.networks)
+        batch = self.config.optim.batch_size
+        stage = DGNetStage(networks, teacher, self.config, self.workers, self.precision)
+        run_stage(
+            stage,
+            self._loader(batch),
+            self.config.optim.iterations,
+            self.run,
+            self.config.run,
+            self.workers,
+            batch * self.workers.world_size,
+            self._pictures(networks) if self.workers.first else None,
+        )
+        self._save(networks, "model.safetensors")
+        return networks.eval(), teacher.eval()
+
+    def _teacher(self) -> Teacher:
+        """The teacher: from a file, or trained here."""
+        if self.config.teaching.teacher is not None:
+            teacher = load_model(self.config.teaching.teacher, "teacher")
+            found = teacher.head.classify.out_features
+            if found != self.data.num_classes:
+                raise UserError(
+                    f"teacher {self.config.teaching.teacher} knows {found} identities, the training set has"
+                    f" {self.data.num_classes}; expected the same: train it on this data set, or leave --teacher away"
+                )
+            if self.config.teaching.start_from_teacher:
+                self._check_backbone(teacher)
+            teacher = self._place(teacher)
+        else:
+            torch.manual_seed(self.config.run.seed + 1)
+            teacher = make_teacher(self.config.model, self.data.num_classes)
+            self._load_backbone(teacher.backbone)
+            teacher = self._place(teacher)
+            batch = self.config.teaching.teacher_batch_size // TEACHER_IMAGES
+            run_stage(
+                TeacherStage(teacher, self.config, self.workers, self.precision),
+                self._loader(batch),
+                self.config.teaching.teacher_iterations,
+                self.run,
+                self.config.run,
+                self.workers,
+                batch * self.workers.world_size,
+            )
+        self._save(teacher, "teacher.safetensors")
+        return teacher.eval().requires_grad_(False)
+
+    def _check_backbone(self, teacher: Teacher) -> None:
+        ours = {n: v.shape for n, v in self.networks.appearance.backbone.state_dict().items()}
+        if ours != {n: v.shape for n, v in teacher.backbone.state_dict().items()}:
+            raise UserError(
+                f"teacher {self.config.teaching.teacher} has another backbone than --backbone {self.config.model.backbone};"
+                " expected the same, since E_a starts from it: pass --no-start-from-teacher or the fitting --backbone"
+            )
+
+    def _load_backbone(self, backbone: nn.Module) -> None:
+        load_backbone_weights(backbone, self.config.teaching.backbone_weights, self.cache)
+
+    def _place(self, module: nn.Module) -> nn.Module:
+        layout = torch.channels_last if self.workers.device.type == "cuda" else torch.contiguous_format
+        return module.to(self.workers.device, memory_format=layout)
+
+    def _loader(self, batch: int) -> Callable[[int], PairLoader]:
+        """Iteration to start from -> loader, for `batch` samples per stream."""
+        data, run = self.config.data, self.config.run
+        sampler = PairSampler(
+            [self.data.class_of[r.person] for r in self.data.train],
+            seed=run.seed,
+            batch=batch,
+            rank=self.workers.rank,
+            world_size=self.workers.world_size,
+            image_size=self.image_size,
+            pad=data.padding,
+            erase_probability=data.erase_probability,
+            mirror_probability=data.mirror_probability,
+        )
+        return lambda start: TorchvisionPairLoader(
+            self.data.train,
+            sampler,
+            image_size=self.image_size,
+            pad=data.padding,
+            workers=data.loader_workers,
+            start_iteration=start,
+            cache=data.cache,
+            device=self.workers.device,
+        )
+
+    def _pictures(self, networks: DGNet) -> Callable[[int], Tensor]:
+        """A function that writes samples/NNNNNNNN.png of the same images at each call."""
+        records = spread(self.data.train, 2 * GRID_COLUMNS)
+        images, _ = next(evaluation_batches(records, self.image_size, len(records), 0))
+        a, b = (x.to(self.workers.device) for x in images.chunk(2))
+
+        def picture(iteration: int) -> Tensor:
+            grid = sample_grid(networks, a, b[: len(a)])
+            write_png(grid, self.run / "samples" / f"{iteration:08d}.png")
+            return grid
+
+        return picture
+
+    def _save(self, model: DGNet | Teacher, name: str) -> None:
+        if self.workers.first:
+            save_model(model, self.config.model, self.data.num_classes, self.run / name)
+        self.workers.barrier()
+
+
+def spread(records: tuple[Record, ...], number: int) -> list[Record]:
+    """An even number of records, at most `number`, of as many identities as there are, evenly over the data set."""
+    first = list({r.person: r for r in records}.values())
+    pool = first if len(first) >= 2 else list(records)
+    number = min(number, len(pool)) // 2 * 2
+    return [pool[i * len(pool) // number] for i in range(number)]
+
+
+def write_png(grid: Tensor, path: Path) -> None:
+    """A picture [H, W, 3] uint8, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    Image.fromarray(grid.numpy()).save(temporary, "PNG")
+    temporary.replace(path)
+
+
+def make_run(config: Config, path: Path) -> None:
+    """The run directory with its config.json.
+
+    Raises:
+        UserError: it is there already and holds another run, or cannot be made.
+    """
+    if (path / "config.json").exists():
+        raise UserError(f"run directory {path} holds a run already; expected a new --name, or --resume {path}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run directory {path} cannot be made ({error.strerror}); pass another --out") from error
+    write_json(to_json(config), path / "config.json")
+
+
+def write_json(values: object, path: Path) -> None:
+    """A JSON file, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,137 @@
+"""The index of sound images: what it finds, that it opens a file once only, that its cache may be lost or damaged."""
+
+import io
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dgfast.data.index as index_module
+from dgfast.data.image import read_image
+from dgfast.data.index import check_images, default_cache_dir
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Ten sound files and five bad ones."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 20, 3), dtype=np.uint8)
+    for i in range(10):
+        Image.fromarray(noise[: 20 + 2 * i]).save(folder / f"{i}.jpg")
+    whole = io.BytesIO()
+    Image.fromarray(noise).save(whole, "jpeg")
+    png = io.BytesIO()
+    Image.fromarray(noise).save(png, "png")
+    (folder / "truncated.jpg").write_bytes(whole.getvalue()[:-50])
+    (folder / "truncated.png").write_bytes(png.getvalue()[:-50])
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("not an image")
+    paths = [*sorted(folder.iterdir()), folder / "missing.jpg"]
+    return paths
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the files that are opened as images."""
+    names = []
+
+    def read(path: Path):
+        names.append(path.name)
+        return read_image(path)
+
+    monkeypatch.setattr(index_module, "read_image", read)
+    return names
+
+
+def check(paths, cache):
+    return check_images(paths, cache, workers=2, progress=False)
+
+
+def test_bad_files_are_found_and_named(images, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "dgfast"):
+        index = check(images, tmp_path / "cache")
+    reasons = {path.name: reason for path, reason in index.bad.items()}
+    assert reasons.keys() == {"truncated.jpg", "truncated.png", "empty.jpg", "text.jpg", "missing.jpg"}
+    assert reasons["empty.jpg"] == "the file is empty" and "truncated" in reasons["truncated.jpg"].lower()
+    assert "cannot identify" in reasons["text.jpg"] and "No such file" in reasons["missing.jpg"]
+    assert (index.count, index.checked, index.smallest, index.largest) == (15, 15, (20, 20), (38, 20))
+    (warning,) = caplog.records
+    assert "5 of 15 images cannot be read" in warning.message and "empty.jpg (the file is empty)" in warning.message
+    assert "\n" not in warning.message
+
+
+def test_second_call_opens_nothing(images, tmp_path, opened):
+    first = check(images, tmp_path / "cache")
+    assert len(opened) == 15
+    opened.clear()
+    second = check(list(reversed(images)), tmp_path / "cache")
+    assert opened == [] and second.checked == 0 and second.bad == first.bad
+
+
+def test_only_what_changed_is_opened(images, tmp_path, opened):
+    check(images, tmp_path / "cache")
+    opened.clear()
+    stamp = images[0].stat()
+    os.utime(images[0], ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    Image.new("RGB", (3, 3)).save(images[-1])  # the missing one appears
+    index = check(images, tmp_path / "cache")
+    assert sorted(opened) == [images[0].name, "missing.jpg"] and images[-1] not in index.bad
+
+
+def test_parts_of_a_folder_share_a_cache(images, tmp_path, opened):
+    check(images[:8], tmp_path / "cache")
+    check(images[4:], tmp_path / "cache")
+    opened.clear()
+    assert check(images, tmp_path / "cache").checked == 0 and opened == []
+
+
+def test_cache_lies_outside_and_whole(images, tmp_path):
+    before = sorted(images[0].parent.iterdir())
+    check(images, tmp_path / "cache" / "deeper")
+    assert sorted(images[0].parent.iterdir()) == before
+    (file,) = (tmp_path / "cache" / "deeper").iterdir()  # no temporary file left
+    assert json.loads(file.read_text())["root"] == str(images[0].parent)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0, "root": "", "files": {}}', "null", "\udcff"])
+def test_damaged_cache_is_made_anew(images, tmp_path, content):
+    expected = check(images, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    assert check(images, tmp_path / "cache") == expected
+
+
+def test_failed_write_keeps_the_old_cache(images, tmp_path, monkeypatch, caplog):
+    check(images[:3], tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    before = file.read_bytes()
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with caplog.at_level(logging.WARNING, "dgfast"):
+        assert check(images[:10], tmp_path / "cache").checked == 7
+    assert "No space left" in caplog.text
+    assert [entry.read_bytes() for entry in (tmp_path / "cache").iterdir()] == [before]
+
+
+def test_cache_that_cannot_be_made(images, tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file is in the way")
+    with caplog.at_level(logging.WARNING, "dgfast"):
+        assert check(images[:3], tmp_path / "cache").count == 3
+    assert "will be checked again" in caplog.text
+
+
+def test_no_images(tmp_path):
+    assert check([], tmp_path / "cache").count == 0
+
+
+def test_default_cache_dir():
+    assert default_cache_dir({"XDG_CACHE_HOME": "/somewhere"}) == Path("/somewhere/dgfast")
+    assert default_cache_dir({}) == Path.home() / ".cache" / "dgfast"
