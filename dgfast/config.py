@@ -144,8 +144,9 @@ class OptimConfig:
     """Of all optimisers."""
     milestones: tuple[int, ...] = (60_000, 90_000, 105_000)
     """Iterations at which all learning rates are multiplied by 0.1."""
-    batch_norm: Literal["batch", "frozen"] = "batch"
-    """frozen: BatchNorm layers of E_a and the teacher use and keep their running statistics during training."""
+    batch_norm: Literal["per-stream", "joint", "frozen"] = "per-stream"
+    """Statistics of BatchNorm in E_a and the teacher: per-stream: of each stream alone, as in the reference; joint: of all images
+    that meet the network together (steadier for small batches, faster); frozen: the running ones, which then stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,9 @@ class TeacherConfig:
     teacher_batch_size: int = 32
     """Images per process."""
     teacher_lr: float = 0.05
-    """SGD with Nesterov momentum 0.9, head; the backbone takes a tenth."""
+    """SGD with Nesterov momentum 0.9, head of the teacher."""
+    teacher_backbone_lr: float = 0.005
+    """The same, backbone of the teacher."""
     teacher_milestones: tuple[int, ...] = (16_000,)
     """Iterations at which the teacher's learning rates are multiplied by 0.1."""
     backbone_weights: str = "imagenet"
@@ -254,9 +257,9 @@ def _quickstart() -> Config:
     """Small synthetic pedestrians, a small model: minutes on two CPU cores."""
     return Config(
         preset="quickstart",
-        data=DataConfig(image_height=128, image_width=64, padding=5, loader_workers=1),
+        data=DataConfig(image_height=128, image_width=64, padding=5, loader_workers=1, cache="ram"),
         model=ModelConfig(
-            backbone="small32",
+            backbone="small16",
             embedding=128,
             prim_dropout=0.2,
             fine_dropout=0.3,
@@ -276,10 +279,13 @@ def _quickstart() -> Config:
             backbone_lr=0.01,
             head_lr=0.05,
             milestones=(300,),
+            batch_norm="joint",
         ),
         teaching=TeacherConfig(
-            teacher_iterations=400,
-            teacher_milestones=(300,),
+            teacher_iterations=1200,
+            teacher_lr=0.02,
+            teacher_backbone_lr=0.02,
+            teacher_milestones=(850,),
             backbone_weights="none",
             start_from_teacher=True,
         ),

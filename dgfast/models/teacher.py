@@ -1,9 +1,18 @@
 """The teacher: the paper's baseline re-ID network, whose soft labels guide the primary feature (paper, section 3.2)."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from .appearance import IdentityHead
 from .backbones import make_backbone
+
+
+class TeacherOutput(NamedTuple):
+    """What the teacher says of N images: re-ID feature [N, embedding], logits [N, K]."""
+
+    feature: Tensor
+    logits: Tensor
 
 
 class Teacher(nn.Module):
@@ -18,6 +27,6 @@ class Teacher(nn.Module):
         self.backbone = make_backbone(backbone)
         self.head = IdentityHead(self.backbone.channels, embedding, num_classes, dropout)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, H, W], normalised -> re-ID feature [N, embedding], logits [N, K]."""
-        return self.head(self.backbone(images).mean((2, 3)))
+    def forward(self, images: Tensor) -> TeacherOutput:
+        """[N, 3, H, W], normalised -> TeacherOutput."""
+        return TeacherOutput(*self.head(self.backbone(images).mean((2, 3))))

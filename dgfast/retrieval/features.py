@@ -26,7 +26,7 @@ def dgnet_halves(networks: DGNet) -> Callable[[Tensor], Halves]:
 
 def teacher_halves(teacher: Teacher) -> Callable[[Tensor], Halves]:
     """Images [N, 3, H, W] -> the baseline's only feature [N, embedding]."""
-    return lambda images: (teacher(images)[0],)
+    return lambda images: (teacher(images).feature,)
 
 
 @torch.inference_mode()

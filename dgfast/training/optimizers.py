@@ -45,8 +45,8 @@ def appearance_optimizer(networks: DGNet, config: OptimConfig) -> SGD:
 
 
 def teacher_optimizer(teacher: Teacher, config: TeacherConfig, weight_decay: float) -> SGD:
-    """SGD for the teacher: the backbone takes a tenth of the head's rate."""
-    return _sgd(teacher, config.teacher_lr / 10, config.teacher_lr, weight_decay)
+    """SGD for the teacher."""
+    return _sgd(teacher, config.teacher_backbone_lr, config.teacher_lr, weight_decay)
 
 
 def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig) -> Adam:

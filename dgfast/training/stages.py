@@ -51,7 +51,7 @@ class TeacherStage:
         images = torch.cat([batch.a.image, batch.a.positive, batch.b.image, batch.b.positive])
         labels = torch.cat([batch.a.label, batch.a.label, batch.b.label, batch.b.label])
         with self.precision.autocast():
-            _, logits = self.teacher(images)
+            logits = self.teacher(images).logits
             loss = losses.cross_entropy(logits, labels)
         _update(loss, [self.optimizer], self.teacher, self.workers, self.precision)
         self.precision.scaler.update()
@@ -100,9 +100,10 @@ class DGNetStage:
         weights = weights_at(self.config.loss, iteration)
         networks, precision = self.networks, self.precision
         _train_mode(networks, self.frozen_norm)
+        joint = self.config.optim.batch_norm == "joint"
 
         with precision.autocast():
-            made = translate(networks, batch)
+            made = translate(networks, batch, joint_statistics=joint)
         with precision.autocast_penalty():
             d = discriminator_losses(networks, batch, made, weights)
         _update(d["total"], [self.optimizers["discriminator"]], networks.discriminator, self.workers, precision)
@@ -118,6 +119,7 @@ class DGNetStage:
                 label_style=self.config.loss.label_style,
                 appearance_code_gradient=self.config.loss.appearance_code_gradient,
                 batch_statistics=not self.frozen_norm,
+                joint_statistics=joint,
             )
         _update(
             g["total"], [self.optimizers["generator"], self.optimizers["appearance"]], networks, self.workers, precision

@@ -4,8 +4,9 @@ Two streams of images, a and b. s is a structure code, f an appearance code, x_i
 of j. `translate` makes every code and picture once; `discriminator_losses` and `generator_losses` are pure functions of it.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from . import losses
 from .frozen import frozen
 
 Losses = dict[str, Tensor]
+Output = TypeVar("Output", bound=tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,16 @@ class Translation(NamedTuple):
     b: Stream
 
 
-def translate(networks: DGNet, batch: PairBatch) -> Translation:
+def translate(networks: DGNet, batch: PairBatch, joint_statistics: bool = False) -> Translation:
     """Encode both streams and decode the six images of section 3.1: two swaps, four reconstructions.
 
     The appearance codes come from the clean images and carry no gradient. Norms in E_s and G are per sample, so images that
-    meet the same network go through it as one batch; BatchNorm in E_a is not, so each stream passes it alone.
+    meet the same network go through it as one batch; for E_a, which has BatchNorm, see `each`.
     """
     s_a, s_b = networks.structure(grey(torch.cat([batch.a.image, batch.b.image]))).chunk(2)
     with torch.no_grad():
-        f_a, f_b, f_a_positive, f_b_positive = (
-            networks.appearance(x).code
-            for x in (batch.a.image, batch.b.image, batch.a.positive, batch.b.positive)
-        )
+        clean = (batch.a.image, batch.b.image, batch.a.positive, batch.b.positive)
+        f_a, f_b, f_a_positive, f_b_positive = (out.code for out in each(networks.appearance, clean, joint_statistics))
     x_ba, x_ab, x_a, x_b, x_a_positive, x_b_positive = networks.decoder(
         torch.cat([s_b, s_a, s_a, s_b, s_a, s_b]), torch.cat([f_a, f_b, f_a, f_b, f_a_positive, f_b_positive])
     ).chunk(6)
@@ -123,6 +123,7 @@ def generator_losses(
     label_style: LabelStyle = "soft",
     appearance_code_gradient: bool = False,
     batch_statistics: bool = True,
+    joint_statistics: bool = False,
 ) -> Losses:
     """The losses of E_s, G and E_a.
 
@@ -135,6 +136,7 @@ def generator_losses(
         appearance_code_gradient: False: codes are detached wherever E_a makes them (reference); True: the reconstruction of the
             appearance code reaches the generator (paper, equation 2).
         batch_statistics: the frozen views and the teacher normalise by the batch (True) or by running statistics (False).
+        joint_statistics: whether BatchNorm sees both streams together; see `each`.
     Returns:
         scalars, each before its weight and summed over both streams, and their weighted "total".
     """
@@ -151,7 +153,7 @@ def generator_losses(
     )
 
     # --- Cross-identity generation: both codes must be found again in the generated image (equation 4)
-    again_a, again_b = judge(x_ba), judge(x_ab)
+    again_a, again_b = each(judge, (x_ba, x_ab), joint_statistics)
     f_a, f_b = again_a.code, again_b.code
     if not appearance_code_gradient:
         f_a, f_b = f_a.detach(), f_b.detach()
@@ -175,20 +177,21 @@ def generator_losses(
     adversarial = 2 * 2 * losses.real(maps)  # two streams in one mean, and the reference's factor 2
 
     # --- Discriminative module on real images, randomly erased (section 3.2)
-    real_a, real_b = learned(batch.a.erased), learned(batch.b.erased)
+    erased = (batch.a.erased, batch.b.erased, batch.a.positive_erased, batch.b.positive_erased)
+    real_a, real_b, positive_a, positive_b = each(learned, erased, joint_statistics)
     identity = losses.cross_entropy(real_a.prim_logits, y_a) + losses.cross_entropy(real_b.prim_logits, y_b)
     fine_real = losses.cross_entropy(real_a.fine_logits, y_a) + losses.cross_entropy(real_b.fine_logits, y_b)
     identity = identity + weights.teacher * weights.fine * fine_real
-    positive_identity = losses.cross_entropy(learned(batch.a.positive_erased).prim_logits, y_a) + losses.cross_entropy(
-        learned(batch.b.positive_erased).prim_logits, y_b
-    )
+    positive_identity = losses.cross_entropy(positive_a.prim_logits, y_a)
+    positive_identity = positive_identity + losses.cross_entropy(positive_b.prim_logits, y_b)
 
     # --- Primary and fine-grained learning on generated images (equations 6 to 8): the images are data here, E_a learns
     primary = fine = image.new_zeros(())
     if weights.teacher:
-        student_a, student_b = learned(x_ba.detach()), learned(x_ab.detach())
-        label_a = losses.soft_label(label_style, teach(teacher, x_ba, batch_statistics), y_a, y_b)
-        label_b = losses.soft_label(label_style, teach(teacher, x_ab, batch_statistics), y_b, y_a)
+        student_a, student_b = each(learned, (x_ba.detach(), x_ab.detach()), joint_statistics)
+        said_a, said_b = teach(teacher, (x_ba, x_ab), batch_statistics, joint_statistics)
+        label_a = losses.soft_label(label_style, said_a, y_a, y_b)
+        label_b = losses.soft_label(label_style, said_b, y_b, y_a)
         primary = losses.primary(label_a, student_a.prim_logits) + losses.primary(label_b, student_b.prim_logits)
         # fine-grained features are those of the body, not of the clothes: hair, hat, bag, build
         fine = losses.cross_entropy(student_a.fine_logits, y_b) + losses.cross_entropy(student_b.fine_logits, y_a)
@@ -222,7 +225,23 @@ def generator_losses(
 
 
 @torch.no_grad()
-def teach(teacher: nn.Module, images: Tensor, batch_statistics: bool) -> Tensor:
-    """The teacher's logits on images [N, 3, H, W] and on their mirrors -> [2, N, K]."""
+def teach(
+    teacher: nn.Module, streams: Sequence[Tensor], batch_statistics: bool, joint_statistics: bool = False
+) -> list[Tensor]:
+    """The teacher's logits on images [N, 3, H, W] and on their mirrors -> [2, N, K] for each stream."""
     view = frozen(teacher, batch_statistics)
-    return torch.stack([view(images)[1], view(images.flip(3))[1]])
+    views = each(view, (*streams, *(x.flip(3) for x in streams)), joint_statistics)
+    logits = [out.logits for out in views]
+    return [torch.stack(pair) for pair in zip(logits[: len(streams)], logits[len(streams) :], strict=True)]
+
+
+def each(network: Callable[[Tensor], Output], streams: Sequence[Tensor], joint: bool) -> list[Output]:
+    """The network's output for each stream of images.
+
+    One by one, as the reference does, BatchNorm normalises each stream by its own statistics; joint, all streams pass as one
+    batch and share theirs. Without BatchNorm in training mode the two are equal.
+    """
+    if not joint:
+        return [network(x) for x in streams]
+    out = network(torch.cat(list(streams)))
+    return [type(out)(*parts) for parts in zip(*(t.chunk(len(streams)) for t in out), strict=True)]

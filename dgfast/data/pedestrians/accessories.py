@@ -7,7 +7,11 @@ from .garments import shell
 from .identity import Bag, Clothes, Head
 from .mesh import Mesh, Part, ellipsoid, grid_faces, loft, smoothstep
 
-_LINE = {"short": 0.44, "crop": 0.46, "fringe": 0.40, "bob": 0.20, "long": 0.16, "tail": 0.36, "bun": 0.36, "bald": 9.0}
+# Height of the hairline in the nape and above the ears: 0 chin, 1 crown.
+_LINE = {
+    "short": (0.18, 0.48), "crop": (0.26, 0.54), "fringe": (0.14, 0.40), "bob": (0.10, 0.16), "long": (0.10, 0.16),
+    "tail": (0.20, 0.50), "bun": (0.20, 0.50),
+}  # fmt: skip
 _THICKNESS = {"short": 0.010, "crop": 0.003, "fringe": 0.013, "bob": 0.016, "long": 0.014, "tail": 0.005, "bun": 0.005}
 
 
@@ -39,11 +43,13 @@ def _rigid(count: int, bone: str) -> np.ndarray:
 def hair_clip(pack: BodyPack, head: Head) -> np.ndarray:
     """Metres inside the hairline [V]: low in the nape, over the ears, up to the forehead or down to a fringe."""
     up, forward = pack.head_coordinates(pack.canonical)
-    line = "short" if head.hat != "none" and head.style == "crop" else head.style
+    nape, ear = _LINE[head.style]
     forehead = 0.66 if head.style == "fringe" else 0.80 + 0.03 * (head.parting > 0)
-    receding = 0.05 * smoothstep(0.02, 0.06, np.abs(pack.canonical[:, 0])) if head.style in ("short", "crop") else 0.0
-    side = smoothstep(-0.15, 0.80, forward)
-    border = _LINE[line] + (forehead + receding - _LINE[line]) * side
+    if head.style in ("short", "crop"):  # temples
+        forehead = forehead + 0.05 * smoothstep(0.02, 0.06, np.abs(pack.canonical[:, 0]))
+    border = (
+        nape + (ear - nape) * smoothstep(-0.55, -0.20, forward) + (forehead - ear) * smoothstep(0.10, 0.80, forward)
+    )
     return np.where(pack.head_weight > 0.5, (up - border) * 0.225, -0.05).astype(np.float32)
 
 
@@ -55,7 +61,7 @@ def _hat_clip(pack: BodyPack, head: Head) -> np.ndarray:
 
 def _hood_clip(pack: BodyPack) -> np.ndarray:
     up, forward = pack.head_coordinates(pack.canonical)
-    inside = np.minimum((0.35 - forward) * 0.1 + 0.06 * smoothstep(0.7, 1.0, up), (up + 0.2) * 0.225)
+    inside = np.minimum((0.05 - forward) * 0.1 + 0.045 * smoothstep(0.7, 1.0, up), (up + 0.2) * 0.225)
     return np.where(pack.head_weight > 0.3, inside, -0.05).astype(np.float32)
 
 

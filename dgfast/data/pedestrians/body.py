@@ -1,8 +1,8 @@
 """The body: a skinned human mesh with many shapes, read from `body_pack.npz`, and the rest shape of one person.
 
-Axes everywhere in this package: x to the person's left, y backwards (the face looks along -y), z up, metres. "Canonical"
-coordinates are those of the mean body scaled to 1.75 m in its rest pose; textures and garment borders live there, so that
-they follow the body whatever its shape or pose.
+Axes everywhere in this package: x to the person's left, y backwards (the face looks along -y), z up, metres.
+"Canonical" coordinates are those of the mean body scaled to 1.75 m in its rest pose; textures and garment borders
+live there, so that they follow the body whatever its shape or pose.
 """
 
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ _HEAD_HEIGHT = 0.225  # chin to crown of the canonical body
 class BodyPack:
     """Everything that all people share.
 
-    shapes [B, V, 3] and bones [B, 21, 3]: rest meshes and joint positions of B sampled people; weights [V, 23]: skinning;
-    faces [F, 3], outward; canonical [V, 3] and canonical_normals [V, 3]; edges [E, 2]: both directions of every edge.
-    arm [V]: position along the arm, 0 at the shoulder and 1 at the wrist; arm_weight, head_weight [V] in 0..1.
-    head_base, head_y, head_radius: height of the chin, centre and half depth of the skull (canonical).
+    shapes [B, V, 3] and bones [B, 21, 3]: rest meshes and joint positions of B sampled people; weights [V, 23]:
+    skinning; faces [F, 3], outward; canonical [V, 3] and canonical_normals [V, 3]; edges [E, 2]: both directions of
+    every edge. arm [V]: position along the arm, 0 at the shoulder and 1 at the wrist; arm_weight, head_weight [V] in
+    0..1. head_base, head_y, head_radius: height of the chin, centre and half depth of the skull (canonical).
     """
 
     shapes: np.ndarray
@@ -57,8 +57,8 @@ class BodyPack:
 
 @dataclass(frozen=True)
 class RestBody:
-    """One person's naked body at rest: vertices, normals [V, 3]; bones [21, 3]; scale: height over the canonical height;
-    hollow [V]: how far a smooth cloth would stand off from the skin there (metres, >= 0)."""
+    """One person's naked body at rest: vertices, normals [V, 3]; bones [21, 3]; scale: height over the canonical
+    height; hollow [V]: how far a smooth cloth would stand off from the skin there (metres, >= 0)."""
 
     vertices: np.ndarray
     normals: np.ndarray

@@ -39,7 +39,14 @@ def make_cameras(difficulty: float) -> list[Camera]:
     headings = ((0,), (90,), (180, 0), (45, 225), (270,), (0, 180, 90))
     lights = ((0.5, -0.6, 0.6), (-0.7, -0.4, 0.6), (0.1, -0.35, 1), (0.8, 0.1, 0.6), (-0.4, -0.8, 0.4), (0.2, 0.3, 0.9))
     ambients = (0.55, 0.62, 0.50, 0.48, 0.58, 0.66)
-    gains = ((1.04, 1, 0.94), (0.90, 1, 1.12), (1.14, 0.99, 0.84), (0.97, 1.04, 0.98), (1, 0.97, 1.08), (1.08, 1.02, 0.88))
+    gains = (
+        (1.04, 1, 0.94),
+        (0.90, 1, 1.12),
+        (1.14, 0.99, 0.84),
+        (0.97, 1.04, 0.98),
+        (1, 0.97, 1.08),
+        (1.08, 1.02, 0.88),
+    )
     brightness = (1.0, 1.16, 0.82, 1.08, 0.92, 0.74)
     gamma = (1.0, 0.80, 1.22, 0.92, 1.12, 1.35)
     saturation = (0.95, 0.72, 1.05, 0.85, 1.15, 0.65)
@@ -95,8 +102,8 @@ class View:
 def draw_view(rng: np.random.Generator, heading: float) -> View:
     """A detector's box: mostly good, one in eight too tight or too wide. heading: degrees."""
     turned = float(np.deg2rad(heading + rng.normal(0, 9)))
-    tilt, shift_x, shift_y = float(rng.normal(0, 0.02)), float(rng.normal(0, 0.010)), float(rng.normal(0, 0.012))
-    fill, stretch = float(rng.uniform(0.88, 0.965)), float(rng.uniform(0.96, 1.08))
+    tilt, shift_x, shift_y = float(rng.normal(0, 0.02)), float(rng.normal(0, 0.018)), float(rng.normal(0, 0.016))
+    fill, stretch = float(rng.uniform(0.82, 0.96)), float(rng.uniform(0.94, 1.10))
     kind = rng.random()
     if kind < 0.06:
         shift_y += float(rng.uniform(-0.12, 0.12))
@@ -118,7 +125,7 @@ class Projection:
 def project(
     camera: Camera, view: View, outline: np.ndarray, points: list[np.ndarray], height: int, width: int
 ) -> list[Projection]:
-    """Projects point sets [N, 3] into the box around `outline` [V, 3], the naked body, so that clothes do not move it."""
+    """Projects point sets [N, 3] into the box around `outline` [V, 3], the naked body: clothes do not move it."""
     rotation = turn("z", view.heading).astype(np.float32)
     elevation = camera.elevation + view.tilt
     cosine, sine = np.float32(np.cos(elevation)), np.float32(np.sin(elevation))

@@ -12,8 +12,8 @@ from .noise import lookup, slope, texture
 @dataclass(frozen=True)
 class Place:
     """Where M pixels lie on the canonical body. x, y, z [M]: metres; arm: position along it; on_arm, front: booleans;
-    facing: y of the normal; around: angle about the vertical axis over pi, 0 in front; along: height, continued down the
-    sleeves."""
+    facing: y of the normal; around: angle about the vertical axis over pi, 0 in front; along: height, continued down
+    the sleeves."""
 
     x: np.ndarray
     y: np.ndarray
@@ -115,7 +115,8 @@ def strap_mask(at: Place, bag: Bag) -> np.ndarray:
     """Where a strap of the bag crosses the upper garment (M booleans)."""
     torso = ~at.on_arm & (at.z > 0.95)
     if bag.kind == "backpack":
-        return torso & at.front & (np.abs(np.abs(at.x) - 0.105 - 0.1 * (1.35 - at.z) ** 2) < 0.020) & (at.z > 1.10)
+        strap = 0.100 + 1.5 * np.square(np.maximum(1.28 - at.z, 0))  # from the shoulder, then back under the arm
+        return torso & at.front & (np.abs(np.abs(at.x) - strap) < 0.020)
     if bag.kind == "sling":
         return torso & (np.abs(at.z - 1.21 + bag.side * at.x * 1.35) < 0.026)
     if bag.kind == "shoulder":
@@ -147,4 +148,4 @@ def folds(at: Place, clothes: Clothes, is_lower: bool) -> np.ndarray:
     hang = lookup(slope("hang"), 0.8 * u + np.float32(0.3), 0.6 * v)
     ripple = lookup(slope("ripple"), 0.9 * u + 0.15 * v, v)
     mixed = crease.T * creased + hang.T * np.float32(0.25 + 0.5 * hanging) + ripple.T * np.float32(0.30)
-    return mixed * np.float32(0.10 + 0.16 * clothes.wrinkle)
+    return mixed * np.float32(0.13 + 0.22 * clothes.wrinkle)

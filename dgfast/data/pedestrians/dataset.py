@@ -179,13 +179,19 @@ def _check(out: Path, parameters: Parameters, workers: int | None) -> None:
     p, (low, high) = parameters, parameters.cameras_per_identity
     rules = (
         (p.identities >= 2, f"identities is {p.identities}, expected at least 2: one to train, one to test"),
-        (0 <= p.test_identities <= p.identities, f"test_identities is {p.test_identities}, expected 0 to {p.identities}"),
+        (
+            0 <= p.test_identities <= p.identities,
+            f"test_identities is {p.test_identities}, expected 0 to {p.identities}",
+        ),
         (p.seed >= 0, f"seed is {p.seed}, expected 0 or more"),
         (0 <= p.difficulty <= 1, f"difficulty is {p.difficulty}, expected 0 (easy) to 1 (hard)"),
         (0 < p.images_per_camera <= 100, f"images_per_camera is {p.images_per_camera}, expected above 0, at most 100"),
         (2 <= low <= high <= COUNT, f"cameras_per_identity is {low, high}, expected 2 <= low <= high <= {COUNT}"),
         (0 <= p.distractors <= 500_000, f"distractors is {p.distractors}, expected 0 to 500000"),
-        (all(32 <= side <= 2048 for side in p.size), f"size is {p.size}, expected (height, width) of 32 to 2048 pixels"),
+        (
+            all(32 <= side <= 2048 for side in p.size),
+            f"size is {p.size}, expected (height, width) of 32 to 2048 pixels",
+        ),
         (p.swap_truth >= 0, f"swap_truth is {p.swap_truth}, expected 0 or more"),
         (p.swap_truth == 0 or p.test_identities >= 2, f"swap_truth needs 2 test identities, found {p.test_identities}"),
         (workers is None or workers >= 1, f"workers is {workers}, expected 1 or more"),
@@ -241,8 +247,8 @@ def generate(
         seed: of everything random, >= 0.
         difficulty: 0..1, how much the cameras differ in colour, blur and noise; 0.25 to 0.5 are the useful settings.
         test_identities: of the identities, those of query and gallery; default half, rounded down.
-        images_per_camera: mean number of images of a person by one camera (Poisson, at least 1); test people have a query
-            for each of their cameras on top.
+        images_per_camera: mean number of images of a person by one camera (Poisson, at least 1); test people have a
+            query for each of their cameras on top.
         cameras_per_identity: lowest and highest number of cameras that see a person, 2..6.
         distractors: images of people who are no query, labelled 0000; for every ten one of background, labelled -1.
         size: (height, width) in pixels.

@@ -16,8 +16,8 @@ from .pose import Pose, joints, skin
 class Figure:
     """All parts of a person as one mesh of N vertices and F faces; the last vertices are those of the tubes.
 
-    part, closed [F] and clip [N]: see `Mesh`; traits [N, 6]: canonical x, y, z, arm, arm_weight, facing. rest, normals and
-    weights lack the tubes' vertices. girth: half width of the hips over that of the shoulder joints.
+    part, closed [F] and clip [N]: see `Mesh`; traits [N, 6]: canonical x, y, z, arm, arm_weight, facing. rest,
+    normals and weights lack the tubes' vertices. girth: half width of the hips over that of the shoulder joints.
     """
 
     identity: Identity

@@ -14,6 +14,7 @@ from .mesh import Mesh, Part, grid_faces, smoothstep
 from .pose import Joints
 
 WAIST = 1.02  # where lower garments end at the top
+_TUBE_TOP = 1.01  # of skirts
 _CROTCH = 0.86  # a garment with a lower hem hangs as a tube from here on
 _ARM_LENGTH = 0.55
 
@@ -40,7 +41,7 @@ def shell(pack: BodyPack, body: RestBody, part: Part, offset: np.ndarray, clip: 
 
 
 def skin_clip(covers: list[np.ndarray]) -> np.ndarray:
-    """Positive where skin may be seen: everything but what lies deep under a shell, whose own back would show instead."""
+    """Positive where skin may be seen: all but what lies deep under a garment, where it would only cost time."""
     return 0.06 - np.max(covers, axis=0)
 
 
@@ -117,7 +118,7 @@ def worn(pack: BodyPack, body: RestBody, clothes: Clothes) -> list[Mesh]:
 @dataclass(frozen=True)
 class Tube:
     """A skirt, or what hangs of a coat or long shirt. top, end: canonical heights; ease: metres off the body; flare:
-    widening over the length; pleats: amplitude; half_width, half_depth: of the hips; scale: of the body."""
+    widening over the length; pleats: amplitude; waist, hips: half width and half depth; scale: of the body."""
 
     part: Part
     top: float
@@ -125,25 +126,26 @@ class Tube:
     ease: float
     flare: float
     pleats: float
-    half_width: float
-    half_depth: float
+    waist: tuple[float, float]
+    hips: tuple[float, float]
     scale: float
 
 
 def tubes(pack: BodyPack, body: RestBody, clothes: Clothes) -> list[Tube]:
     """The hanging parts of the clothes."""
-    x, y, z = pack.canonical.T
-    hips = (np.abs(z - 0.92) < 0.06) & (pack.arm_weight < 0.1)
-    half_width = float(np.abs(body.vertices[hips, 0]).max())
-    half_depth = float(np.ptp(body.vertices[hips, 1])) / 2
-    shape = dict(half_width=half_width, half_depth=half_depth, scale=body.scale)
+
+    def half_sizes(height: float) -> tuple[float, float]:
+        ring = (np.abs(pack.canonical[:, 2] - height) < 0.05) & (pack.arm_weight < 0.1)
+        return float(np.ptp(body.vertices[ring, 0])) / 2, float(np.ptp(body.vertices[ring, 1])) / 2
+
+    shape = {"waist": half_sizes(_TUBE_TOP), "hips": half_sizes(0.91), "scale": body.scale}
     upper, lower, found = clothes.upper, clothes.lower, []
     if lower.kind == "skirt":
         part = Part.UPPER if lower.dress else Part.LOWER
         flare = lower.flare * (1.0 - lower.end) / 0.5
-        found.append(Tube(part, 1.0, lower.end, 0.008, flare, lower.pleats, **shape))
+        found.append(Tube(part, _TUBE_TOP, lower.end, 0.011 + upper.loose, flare, lower.pleats, **shape))
     if upper.hem < _CROTCH:
-        found.append(Tube(Part.UPPER, 0.93, upper.hem, 0.012 + upper.loose, 0.012, 0.004, **shape))
+        found.append(Tube(Part.UPPER, 0.93, upper.hem, 0.020 + upper.loose, 0.012, 0.004, **shape))
     return found
 
 
@@ -179,7 +181,10 @@ def drape(tube: Tube, joints: Joints) -> tuple[np.ndarray, np.ndarray]:
     across, back = root[:, 0], root[:, 1]
     outward = np.outer(np.cos(angle), across) + np.outer(np.sin(angle), back)  # [C, 3]
     drop = (0.945 - (tube.top + (tube.end - tube.top) * np.linspace(0, 1, _ROWS))) * tube.scale  # below the hip joints
-    apart = max(tube.half_width - tube.half_depth, 0.02)
+    to_waist = np.clip(-drop / ((_TUBE_TOP - 0.945) * tube.scale), 0, 1)
+    half_width = tube.hips[0] + (tube.waist[0] - tube.hips[0]) * to_waist
+    half_depth = tube.hips[1] + (tube.waist[1] - tube.hips[1]) * to_waist
+    apart = np.maximum(half_width - half_depth, 0.02)[:, None]
     legs = []
     for side, sign in (("L", 1), ("R", -1)):
         hip, knee, ankle = (joints.position[BONE[f"{name}.{side}"]] for name in ("upperleg", "lowerleg", "foot"))
@@ -197,8 +202,7 @@ def drape(tube: Tube, joints: Joints) -> tuple[np.ndarray, np.ndarray]:
         below = np.clip(along - length, 0, None)
         legs.append(centre + below * (shank - thigh))
     t = np.linspace(0, 1, _ROWS)
-    hang = np.clip(drop / 0.6, 0, 1)
-    radius = tube.half_depth * np.where(drop < 0, 1 + 0.9 * drop, 1) * (1 - 0.30 * hang) + tube.ease + tube.flare * t**1.3
+    radius = half_depth * (1 - 0.30 * np.clip(drop / 0.6, 0, 1)) + tube.ease + tube.flare * t**1.3
     radius = radius[:, None] + (tube.pleats * t)[:, None] * np.sin(9 * angle)
     lead = (legs[0] - legs[1]) @ outward.T  # [R, C], > 0 where the left leg is the outer one
     share = (1 / (1 + np.exp(-lead / 0.025)))[..., None]

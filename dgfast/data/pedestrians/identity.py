@@ -4,7 +4,7 @@ Swapping clothes between two people is `dataclasses.replace(person, clothes=othe
 belongs to the appearance, all the rest to the structure. Colours are linear RGB in 0..1, lengths canonical metres.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Print:
-    """A print on a garment: centre (x, z), half size, motif 0 disc, 1 block, 2 diamond, 3 lettering; also on the back?"""
+    """A print on a garment: centre (x, z), half size, motif 0 disc, 1 block, 2 diamond, 3 lettering; back: too?"""
 
     x: float
     z: float
@@ -221,9 +221,12 @@ def _draw_lower(rng) -> Lower:
 
 
 def _draw_clothes(rng) -> Clothes:
+    upper, lower = _draw_upper(rng), _draw_lower(rng)
+    if lower.kind == "skirt" and upper.hem > 0.8:
+        upper = replace(upper, hem=0.985)  # tucked into the skirt
     return Clothes(
-        upper=_draw_upper(rng),
-        lower=_draw_lower(rng),
+        upper=upper,
+        lower=lower,
         shoes=Shoes(
             colour=_dye(rng, _SHOES),
             sole=_colour((225, 225, 225) if rng.random() < 0.45 else (28, 28, 28)),

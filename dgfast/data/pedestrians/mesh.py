@@ -25,7 +25,8 @@ class Mesh:
 
     vertices, normals, canonical [N, 3]; faces [F, 3]; weights [N, 23] (skinning); part: what it is.
     arm [N]: position along the arm; arm_weight [N]: 1 on the arms; facing [N]: y of the canonical normal (< 0: front).
-    clip [N]: metres to the part's border, the surface is cut where it is negative. closed: its back faces are never seen.
+    clip [N]: metres to the part's border, the surface is cut where it is negative. closed: its back faces are never
+    seen.
     """
 
     part: Part
@@ -48,7 +49,7 @@ def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
 
 
 def loft(centres, x_radii, y_radii, sides: int = 12, axis=None, capped: bool = True):
-    """A tube through ellipses around `centres` [K, 3], normal to `axis` (default z): vertices [N, 3] and faces [F, 3]."""
+    """A tube through ellipses around `centres` [K, 3], normal to `axis` (default z): vertices [N, 3], faces [F, 3]."""
     centres = np.asarray(centres, np.float64)
     rings, angle = len(centres), np.arange(sides) * 2 * np.pi / sides
     if axis is None:

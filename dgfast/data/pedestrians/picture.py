@@ -1,7 +1,7 @@
 """The picture: one crop of one person - drawn as a `Shot`, rendered, and developed by the camera.
 
-All randomness of a picture is in its shot, and nothing of it depends on clothes: the same shot of the same person in other
-clothes differs from the first only where clothes or their shadows are.
+All randomness of a picture is in its shot, and nothing of it depends on clothes: the same shot of the same person in
+other clothes differs from the first only where clothes or their shadows are.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ from .body import BodyPack, load_body_pack
 from .cameras import COUNT, Camera, View, draw_view, make_cameras, project
 from .figure import Figure, PosedFigure, build_figure, pose_figure
 from .identity import draw_identity
-from .pose import Pose, draw_gait, draw_step
+from .mesh import smoothstep
+from .noise import lookup, texture
+from .pose import Pose, draw_gait, draw_step, turn
 from .rasterise import rasterise
 from .scene import background, furniture
-from .shading import shade
+from .shading import Light, ground_tint, shade
 
 _PASSERS = 24
 _FINER = 2  # people are drawn at twice the resolution
@@ -58,8 +60,9 @@ class Passer:
 
 @dataclass(frozen=True)
 class Encounter:
-    """One person walking past one camera. camera: 0..5; heading: degrees; ground_x, ground_y: where, 0..1 of the camera's
-    view; scale: of the view's crop; exposure: relative."""
+    """One person walking past one camera. camera: 0..5; heading: degrees; ground_x, ground_y: where, 0..1 of the
+    camera's view; scale: of the view's crop; exposure: relative; sun: strength of direct light; hour: radians the sun
+    stands off its usual place."""
 
     camera: int
     gait: Pose
@@ -68,12 +71,15 @@ class Encounter:
     ground_y: float
     scale: float
     exposure: float
+    sun: float
+    hour: float
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture. ground_x, ground_y: pixels added to the encounter's crop; furniture: seed of an object in front, or
-    None; quality: added to the camera's JPEG quality; sensor: seed of exposure, blur and noise."""
+    """One picture. ground_x, ground_y: pixels added to the encounter's crop; shade: place in a pattern of leaves'
+    shade, or None; furniture: seed of an object in front, or None; quality: added to the camera's JPEG quality;
+    sensor: seed of exposure, blur and noise."""
 
     encounter: Encounter
     pose: Pose
@@ -82,6 +88,7 @@ class Shot:
     ground_y: float
     behind: Passer | None
     before: Passer | None
+    shade: float | None
     furniture: int | None
     quality: float
     sensor: int
@@ -89,7 +96,8 @@ class Shot:
 
 @dataclass(frozen=True)
 class Picture:
-    """image [H, W, 3] uint8 RGB, before the JPEG; mask [H, W] uint8: 255 where clothes are seen; quality: of the JPEG."""
+    """image [H, W, 3] uint8 RGB, before the JPEG; mask [H, W] uint8: 255 where clothes are seen; quality: of the
+    JPEG."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -109,6 +117,8 @@ def draw_encounter(rng: np.random.Generator, camera: Camera) -> Encounter:
         ground_y=float(rng.uniform(0, 1)),
         scale=float(rng.uniform(0.8, 1.3)),
         exposure=float(rng.normal(1, 0.10)),
+        sun=float(rng.uniform(0.10, 0.40) if rng.random() < 0.35 else rng.uniform(0.7, 1.2)),
+        hour=float(rng.normal(0, 0.6)),
     )
 
 
@@ -138,6 +148,7 @@ def draw_shot(rng: np.random.Generator, encounter: Encounter, camera: Camera) ->
         ground_y=ground_y,
         behind=behind,
         before=_draw_passer(rng, camera, behind=False) if kind < 0.05 else None,
+        shade=float(rng.random()) if rng.random() < 0.25 else None,
         furniture=int(rng.integers(1 << 30)) if 0.05 <= kind < 0.10 else None,
         quality=float(rng.normal(0, 4)),
         sensor=int(rng.integers(1 << 62)),
@@ -168,7 +179,20 @@ class _Layer:
         return canvas * (1 - self.opacity[..., None]) + self.colour
 
 
-def _draw(world: World, posed: PosedFigure, camera: Camera, view: View, height: int, width: int) -> _Layer:
+def _light(camera: Camera, encounter: Encounter) -> Light:
+    return Light(turn("z", encounter.hour) @ camera.light.direction, camera.light.ambient, encounter.sun)
+
+
+def _leaf_shade(shot: Shot, height: int, width: int) -> np.ndarray:
+    """Light [H, W, 1] that comes through the leaves of a tree: soft patches down to 0.45."""
+    v, u = np.mgrid[0:height, 0:width].astype(np.float32) / height
+    patches = lookup(texture("blotch"), 0.35 * u + np.float32(shot.shade), 0.35 * v + np.float32(shot.shade * 7))
+    return 1 - np.float32(0.55) * smoothstep(-0.5, 0.5, cv2.GaussianBlur(patches, (0, 0), height / 64))[..., None]
+
+
+def _draw(
+    world: World, posed: PosedFigure, camera: Camera, light: Light, view: View, height: int, width: int
+) -> _Layer:
     fine_height, fine_width = height * _FINER, width * _FINER
     figure = posed.figure
     soles = posed.outline[posed.outline[:, 2] < 0.06]
@@ -182,7 +206,7 @@ def _draw(world: World, posed: PosedFigure, camera: Camera, view: View, height: 
     # Single sheets of cloth and hair are seen from both sides.
     inside_out = ~figure.closed[fragments.face] & (normal[1] > 0.15)
     normal *= np.where(inside_out, np.float32(-1), np.float32(1))
-    colour, garment = shade(figure.identity, world.pack, figure.part[fragments.face], traits, normal, camera.light)
+    colour, garment = shade(figure.identity, world.pack, figure.part[fragments.face], traits, normal, light)
     layers = np.zeros((fine_height * fine_width, 4), np.float32)
     layers[fragments.pixel, :3], layers[fragments.pixel, 3] = colour, 1
     cloth = np.zeros(fine_height * fine_width, np.float32)
@@ -225,24 +249,27 @@ def take_picture(world: World, figure: Figure | None, shot: Shot, size: tuple[in
     """Renders the shot of `figure`, or of nobody (a false detection). size: (height, width) in pixels."""
     height, width = size
     camera = world.cameras[shot.encounter.camera]
-    canvas = _ground(world, shot, height, width)
+    light = _light(camera, shot.encounter)
+    canvas = _ground(world, shot, height, width) * ground_tint(light)
 
     def layer(someone: Figure, pose: Pose, view: View) -> _Layer:
-        return _draw(world, pose_figure(someone, world.pack, pose), camera, view, height, width)
+        return _draw(world, pose_figure(someone, world.pack, pose), camera, light, view, height, width)
 
     if shot.behind:
         behind = layer(world.passer(shot.behind.who), shot.behind.pose, shot.behind.view)
-        canvas = behind.over(_throw_shadow(canvas, behind.feet, camera.light.direction))
+        canvas = behind.over(_throw_shadow(canvas, behind.feet, light.direction))
     clothes = np.zeros(size, np.float32)
     if figure:
         person = layer(figure, shot.pose, shot.view)
-        canvas = person.over(_throw_shadow(canvas, person.feet, camera.light.direction))
+        canvas = person.over(_throw_shadow(canvas, person.feet, light.direction))
         clothes = person.garment
     if shot.before:
         before = layer(world.passer(shot.before.who), shot.before.pose, shot.before.view)
         canvas, clothes = before.over(canvas), clothes * (1 - before.opacity)
     if shot.furniture is not None:
         clothes = np.where(furniture(canvas, shot.furniture), 0, clothes)
+    if shot.shade is not None:
+        canvas *= _leaf_shade(shot, height, width)
     image = _develop(canvas, camera, shot.encounter, shot.sensor)
     quality = int(np.clip(camera.quality + shot.quality, 35, 95))
     return Picture(image, np.where(clothes >= 0.5, 255, 0).astype(np.uint8), quality)

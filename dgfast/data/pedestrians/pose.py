@@ -100,11 +100,11 @@ def _arm_directions(pose: Pose, swing: float, sign: int, spread: float) -> tuple
 def joints(pose: Pose, bones: np.ndarray, swing: float, girth: float) -> Joints:
     """Joint rotations and positions.
 
-    bones [21, 3]: joint positions at rest; swing: of the arms, relative; girth: half width of the hips over the distance
-    of the shoulder joints, which says how far the arms must stay off the body.
+    bones [21, 3]: joint positions at rest; swing: of the arms, relative; girth: half width of the hips over the
+    distance of the shoulder joints, which says how far the arms must stay off the body.
     """
     rotation = np.tile(np.eye(3), (len(BONES), 1, 1))  # of each bone, in the frame of the room
-    rest = lambda start, end: bones[BONE[end]] - bones[BONE[start]]  # noqa: E731
+    rest = lambda start, end: bones[BONE[end]] - bones[BONE[start]]
     sway = np.sin(pose.phase)
     pelvis = turn("z", -0.07 * pose.stride * sway) @ turn("x", 0.4 * pose.lean)
     chest = turn("z", 0.06 * pose.stride * sway) @ turn("x", pose.lean)
@@ -143,7 +143,8 @@ def joints(pose: Pose, bones: np.ndarray, swing: float, girth: float) -> Joints:
 
 
 def skin(vertices, normals, weights, bones, joints: Joints) -> tuple[np.ndarray, np.ndarray]:
-    """Linear blend skinning: posed vertices and normals [N, 3] (normals not quite unit). weights [N, 23], bones [21, 3]."""
+    """Linear blend skinning: posed vertices and normals [N, 3] (normals not quite unit). weights [N, 23], bones [21,
+    3]."""
     bones = np.concatenate([bones, bones[[BONE["hand.L"], BONE["hand.R"]]]])
     shift = joints.position - np.einsum("bij,bj->bi", joints.rotation, bones)
     transform = np.concatenate([joints.rotation, shift[..., None]], 2).astype(np.float32)

@@ -1,6 +1,7 @@
 """The rasteriser: which triangle is nearest at each pixel, in numpy.
 
-Triangles are cut into rows of pixels, rows into pixels; depth and everything else a pixel needs is linear along its row.
+Triangles are cut into rows of pixels, rows into pixels; depth and everything else a pixel needs is linear along its
+row.
 """
 
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Fragments:
-    """The M visible pixels: pixel [M], y * width + x; face [M]; corners [M, 3], vertices of the face; share [M, 3] of each
-    corner (barycentric coordinates)."""
+    """The M visible pixels: pixel [M], y * width + x; face [M]; corners [M, 3], vertices of the face; share [M, 3] of
+    each corner (barycentric coordinates)."""
 
     pixel: np.ndarray
     face: np.ndarray
@@ -26,23 +27,27 @@ class Fragments:
         return np.ascontiguousarray(mixed.T)
 
 
-def _row_span(y: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray, sign: np.ndarray):
-    """Leftmost and rightmost x inside each counter-clockwise triangle at height y."""
-    left, right = np.full(len(y), -np.inf), np.full(len(y), np.inf)
+def _edges(a: np.ndarray, b: np.ndarray, c: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Left and right bounds of T triangles as lines x = start + slope * y: two arrays [T, 6], start and slope of three
+    lines each; an edge that bounds the other side only is infinitely far away."""
+    left, right = [], []
     for start, end in ((a, b), (b, c), (c, a)):
-        dx, dy = end[:, 0] - start[:, 0], (end[:, 1] - start[:, 1]) * sign
-        with np.errstate(divide="ignore", invalid="ignore"):
-            crossing = start[:, 0] + (y - start[:, 1]) * dx * sign / dy
-        left = np.where(dy < 0, np.maximum(left, crossing), left)
-        right = np.where(dy > 0, np.minimum(right, crossing), right)
-    return left, right
+        dx, dy = end[:, 0] - start[:, 0], end[:, 1] - start[:, 1]
+        level = np.abs(dy) < 1e-12
+        slope = dx / np.where(level, 1, dy)
+        at_zero = start[:, 0] - slope * start[:, 1]
+        rising = (dy < 0) == (area > 0)  # the inside is to the right of it
+        for lines, mine, far in ((left, rising, -1e9), (right, ~rising, 1e9)):
+            mine = mine & ~level
+            lines += [np.where(mine, at_zero, far), np.where(mine, slope, 0)]
+    return np.stack(left, 1), np.stack(right, 1)
 
 
 def rasterise(points, depth, faces, closed, clip, rank, height: int, width: int) -> Fragments:
     """Visible surface of a mesh, as fragments in order of their faces' rank.
 
-    points [N, 2]: pixel coordinates x, y (y down); depth [N], smaller is nearer; faces [F, 3]; closed [F]: drop where seen
-    from behind; clip [N]: interpolated, pixels where it is negative are cut away; rank [F] uint8.
+    points [N, 2]: pixel coordinates x, y (y down); depth [N], smaller is nearer; faces [F, 3]; closed [F]: drop where
+    seen from behind; clip [N]: interpolated, pixels where it is negative are cut away; rank [F] uint8.
     """
     a, b, c = (points[faces[:, k]].astype(np.float64) for k in range(3))
     area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1])
@@ -72,9 +77,11 @@ def rasterise(points, depth, faces, closed, clip, rank, height: int, width: int)
     owner = np.repeat(np.arange(len(used)), rows)
     y = np.arange(len(owner)) - (np.cumsum(rows) - rows - top)[owner]
     centre_y = y + 0.5
-    left, right = _row_span(centre_y, a[owner], b[owner], c[owner], np.sign(area)[owner])
-    first = np.clip(np.ceil(left - 0.5 - 1e-6), 0, width).astype(np.int64)
-    last = np.clip(np.floor(right - 0.5 + 1e-6), -1, width - 1).astype(np.int64)
+    left, right = (lines[owner] for lines in _edges(a, b, c, area))
+    left = np.maximum.reduce([left[:, k] + left[:, k + 1] * centre_y for k in (0, 2, 4)])
+    right = np.minimum.reduce([right[:, k] + right[:, k + 1] * centre_y for k in (0, 2, 4)])
+    first = np.clip(np.ceil(left - 0.5 - 1e-6), 0, width).astype(np.int32)
+    last = np.clip(np.floor(right - 0.5 + 1e-6), -1, width - 1).astype(np.int32)
     count = np.maximum(last - first + 1, 0)
     offset_x, offset_y = first + 0.5 - a[owner, 0], centre_y - a[owner, 1]
 
@@ -84,13 +91,13 @@ def rasterise(points, depth, faces, closed, clip, rank, height: int, width: int)
 
     row = np.repeat(np.arange(len(owner), dtype=np.int32), count)
     step = np.arange(len(row), dtype=np.int32) - (np.cumsum(count) - count).astype(np.int32)[row]
-    pixel = (y * width + first)[row] + step
+    pixel = (y * width + first).astype(np.int32)[row] + step
     start, slope = along_row(depth_a, depth_slope)
-    z = start[row] + step * slope[row]
-    cut = (clip[used] < 0).any(1)[owner]  # few triangles cross a border
-    at_border = np.flatnonzero(cut[row])
+    along = step.astype(np.float32)
+    z = start[row] + along * slope[row]
+    at_border = np.flatnonzero((clip[used] < 0).any(1)[owner][row])  # few triangles cross a border
     start, slope = along_row(clip_a, clip_slope)
-    outside = start[row[at_border]] + step[at_border] * slope[row[at_border]] < 0
+    outside = start[row[at_border]] + along[at_border] * slope[row[at_border]] < 0
     z[at_border[outside]] = np.inf
 
     # Triangles are sorted, so the last fragment of a pixel is nearly always the nearest; then mend the exceptions.

@@ -98,7 +98,9 @@ def _tree(picture, horizon: int, rng) -> None:
     for shade in np.sort(rng.uniform(0.45, 1.45, 160)):  # dark leaves behind, lit ones in front
         leaf = (int(x + rng.normal(0, 40)), int(crown + rng.normal(0, 38) - 16 * shade))
         axes = (int(rng.integers(4, 12)), int(rng.integers(3, 8)))
-        cv2.ellipse(picture, leaf, axes, int(rng.integers(180)), 0, 360, _floats(np.array([0.20, 0.31, 0.14]) * shade), -1)
+        cv2.ellipse(
+            picture, leaf, axes, int(rng.integers(180)), 0, 360, _floats(np.array([0.20, 0.31, 0.14]) * shade), -1
+        )
 
 
 def _clutter(picture, horizon: int, rng) -> None:
@@ -114,7 +116,9 @@ def _clutter(picture, horizon: int, rng) -> None:
     cv2.ellipse(shadow, at(60, 0), (max(int(95 * size), 1), max(int(9 * size), 1)), 0, 0, 360, (0.12, 0.12, 0.13), -1)
     picture += 0.5 * (shadow - picture)
     if kind == 0:  # a parked car, seen from the side
-        body = np.array([at(0, -16), at(4, -62), at(40, -66), at(66, -104), at(150, -104), at(182, -66), at(226, -58), at(230, -16)])
+        body = np.array(
+            [at(0, -16), at(4, -62), at(40, -66), at(66, -104), at(150, -104), at(182, -66), at(226, -58), at(230, -16)]
+        )
         cv2.fillPoly(picture, [body], _floats(colour), cv2.LINE_AA)
         cabin = np.array([at(48, -66), at(72, -98), at(146, -98), at(172, -66)])
         cv2.fillPoly(picture, [cabin], (0.16, 0.19, 0.23), cv2.LINE_AA)
@@ -124,7 +128,13 @@ def _clutter(picture, horizon: int, rng) -> None:
     elif kind == 1:  # a bicycle
         for wheel in (0, 74):
             cv2.circle(picture, at(wheel, -26), max(int(26 * size), 2), (0.08, 0.08, 0.08), 2, cv2.LINE_AA)
-        frame = (((0, -26), (24, -64)), ((24, -64), (62, -68)), ((62, -68), (74, -26)), ((24, -64), (36, -26)), ((36, -26), (62, -68)))
+        frame = (
+            ((0, -26), (24, -64)),
+            ((24, -64), (62, -68)),
+            ((62, -68), (74, -26)),
+            ((24, -64), (36, -26)),
+            ((36, -26), (62, -68)),
+        )
         for start, end in frame + (((62, -68), (58, -80)), ((18, -70), (32, -70))):
             cv2.line(picture, at(*start), at(*end), _floats(colour), 2, cv2.LINE_AA)
     elif kind == 2:  # a sign on its post

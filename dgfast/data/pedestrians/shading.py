@@ -10,13 +10,18 @@ from .identity import Identity
 from .mesh import Part, smoothstep
 from .noise import lookup, texture
 
+_SUN = np.float32([1.05, 1.0, 0.92])  # tint of direct light
+_SKY = np.float32([0.94, 1.0, 1.07])
+
 
 @dataclass(frozen=True)
 class Light:
-    """direction: unit vector towards the lamp, in the camera's room (the camera looks along +y); ambient: its share."""
+    """direction: unit vector towards the sun, in the camera's room (the camera looks along +y); ambient: the sky's
+    share; sun: strength of the direct light, 1 in full sun, near 0 in the shade."""
 
     direction: np.ndarray
     ambient: float
+    sun: float = 1.0
 
 
 def _face(albedo: np.ndarray, at: Place, identity: Identity, pack: BodyPack) -> None:
@@ -33,7 +38,11 @@ def _face(albedo: np.ndarray, at: Place, identity: Identity, pack: BodyPack) -> 
     white = front & (((side - 0.031) / 0.013) ** 2 + ((up - 0.555) / 0.028) ** 2 < 1)
     albedo[white] = 0.45
     albedo[white & (np.abs(side - 0.031) < 0.006)] = 0.02
-    brow = front & (np.abs(up - 0.645 + 8 * (side - 0.03) ** 2) < 0.014) & (np.abs(side - 0.031) < 0.019)
+    brow = (
+        front
+        & (np.abs(up - 0.645 - 0.8 * (side - 0.031) + 9 * (side - 0.031) ** 2) < 0.014)
+        & (np.abs(side - 0.031) < 0.019)
+    )
     albedo[brow] = 0.35 * albedo[brow] + 0.65 * hair
     mouth = front & (np.abs(up - 0.235) < 0.026) & (side < 0.024)
     albedo[mouth] *= np.float32([0.80, 0.50, 0.50])
@@ -42,7 +51,9 @@ def _face(albedo: np.ndarray, at: Place, identity: Identity, pack: BodyPack) -> 
     albedo[nostril] *= 0.55
     if identity.head.glasses:
         rim = ((side - 0.032) / 0.027) ** 2 + ((up - 0.555) / 0.095) ** 2
-        frame = (up > 0.4) & (forward > 0.1) & (((rim > 0.72) & (rim < 1.15)) | ((np.abs(up - 0.58) < 0.014) & (rim > 1)))
+        frame = (
+            (up > 0.4) & (forward > 0.1) & (((rim > 0.72) & (rim < 1.15)) | ((np.abs(up - 0.58) < 0.014) & (rim > 1)))
+        )
         albedo[frame] = 0.015
 
 
@@ -70,7 +81,8 @@ def _hair(at: Place, normal: np.ndarray, light: Light, identity: Identity, pack:
     albedo = np.float32(head.hair) * np.clip(tint, 0.3, 2)[:, None]
     halfway = light.direction + np.array([0, -1, 0])
     halfway = (halfway / np.linalg.norm(halfway)).astype(np.float32)
-    # Kajiya and Kay, "Rendering fur with three dimensional textures", 1989: strands run down the scalp, T = up - N (N . up).
+    # Kajiya and Kay, "Rendering fur with three dimensional textures", 1989; strands run down the scalp,
+    # T = up - N (N . up).
     lit = halfway @ normal
     along = (halfway[2] - normal[2] * lit) / np.sqrt(1 - normal[2] ** 2 + 1e-3)
     sheen = np.clip(1 - along**2, 0, 1) ** 12 * np.clip(1 + 0.6 * strand, 0, 2) * (lit > 0)
@@ -180,7 +192,16 @@ def shade(
     direct = np.clip((toward @ normal + np.float32(0.25)) * np.float32(0.8), 0, 1)
     sky, facing = 0.5 + 0.5 * normal[2], np.maximum(-normal[1], 0)
     glow = np.float32(light.ambient) * (0.45 + 0.55 * sky) * (0.75 + 0.25 * facing) * occlusion
-    strength = glow + np.float32(1.15 - light.ambient) * direct * (0.5 + 0.5 * occlusion)
+    shine = np.float32(light.sun * (1.35 - light.ambient)) * direct**1.3 * (0.5 + 0.5 * occlusion)
     for kind in (Part.SKIN, Part.SHOE, Part.LOWER):  # less light near the ground
-        strength[ranges[kind]] *= 0.80 + 0.20 * smoothstep(0.0, 0.30, everywhere.z[ranges[kind]])
-    return albedo * strength[:, None], garment
+        here = ranges[kind]
+        near = 0.80 + 0.20 * smoothstep(0.0, 0.30, everywhere.z[here])
+        glow[here] *= near
+        shine[here] *= near
+    return albedo * (glow[:, None] * _SKY + shine[:, None] * _SUN), garment
+
+
+def ground_tint(light: Light) -> np.ndarray:
+    """Linear RGB [3] by which the light dims and colours level ground, 1 for white light in full sun."""
+    share = 0.45 * light.ambient / 0.55
+    return (share * _SKY + (1 - share) * light.sun * _SUN).astype(np.float32)

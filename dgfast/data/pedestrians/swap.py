@@ -1,7 +1,8 @@
 """The swap: what a perfect exchange of clothes between two test images would look like.
 
-The structure image is rendered once more - same person, pose, camera, light, passers-by, noise - in the clothes of the
-appearance image's person. `swap_truth/pairs.csv` lists structure, appearance, truth and the mask of the truth's clothes.
+The structure image is rendered once more - same person, pose, camera, light, passers-by, noise - in the clothes of
+the appearance image's person. `swap_truth/pairs.csv` lists structure, appearance, truth and the mask of the truth's
+clothes.
 """
 
 import csv
