@@ -168,7 +168,7 @@ class TeacherConfig:
     backbone_weights: str = "imagenet"
     """Start of the backbones: imagenet, none, or a file of torchvision's names."""
     start_from_teacher: bool = False
-    """E_a's backbone starts from the teacher's instead: for small backbones, which have no ImageNet weights."""
+    """E_a starts as the teacher, backbone and both heads: for short runs, and small backbones, which have no ImageNet weights."""
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,14 @@ def main(argv: list[str] | None = None) -> None:
     data = load_reid(command.data_root, command.dataset, splits=("query", "gallery"), variant=command.variant)
     print(data.summary())
     device = Workers().device
-    files = {kind: command.run / name for kind, name in (("dgnet", "model.safetensors"), ("teacher", "teacher.safetensors"))}
+    files = {
+        kind: command.run / name for kind, name in (("dgnet", "model.safetensors"), ("teacher", "teacher.safetensors"))
+    }
     models = {kind: load_model(file, kind).to(device) for kind, file in files.items() if file.is_file()}
     if not models:
-        raise UserError(f"{command.run} holds neither model.safetensors nor teacher.safetensors; expected a finished stage")
+        raise UserError(
+            f"{command.run} holds neither model.safetensors nor teacher.safetensors; expected a finished stage"
+        )
     networks, teacher = models.get("dgnet"), models.get("teacher")
     how = Protocol(
         (config.data.image_height, config.data.image_width),

@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     ours = convert(states)
     made = {}
     if "dgnet" in ours:
-        made["model.safetensors"] = _fill(DGNet(config, num_classes), ours["dgnet"], optional="discriminator." * ("dis" not in states))
+        made["model.safetensors"] = _fill(
+            DGNet(config, num_classes), ours["dgnet"], optional="discriminator." * ("dis" not in states)
+        )
     if "teacher" in ours:
         made["teacher.safetensors"] = _fill(make_teacher(config, num_classes), ours["teacher"], optional="")
     make_run(replace(PRESETS["market1501"], model=config), command.out)
@@ -76,10 +78,16 @@ def _fill(model: Any, state: dict[str, Tensor], optional: str) -> Any:
     try:
         missing, _ = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise UserError(f"the checkpoints do not fit the paper's sizes: {str(error).splitlines()[-1].strip()}") from error
-    missing = [m for m in missing if not m.endswith("num_batches_tracked") and not (optional and m.startswith(optional))]
+        raise UserError(
+            f"the checkpoints do not fit the paper's sizes: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    missing = [
+        m for m in missing if not m.endswith("num_batches_tracked") and not (optional and m.startswith(optional))
+    ]
     if missing:
-        raise UserError(f"{len(missing)} entries are missing from the checkpoints, first {missing[0]}; expected whole networks")
+        raise UserError(
+            f"{len(missing)} entries are missing from the checkpoints, first {missing[0]}; expected whole networks"
+        )
     return model
 
 

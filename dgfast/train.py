@@ -98,7 +98,9 @@ def read_run(path: Path) -> Config:
     """
     file = path / "config.json"
     if not file.is_file():
-        raise UserError(f"{path} holds no config.json; expected a run directory: look into the folder given as --out (runs)")
+        raise UserError(
+            f"{path} holds no config.json; expected a run directory: look into the folder given as --out (runs)"
+        )
     try:
         return from_json(json.loads(file.read_text()))
     except (json.JSONDecodeError, TypeError, KeyError) as error:
@@ -157,7 +159,9 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         result = evaluate(data, networks, teacher, how)
         report["scores"] = result.scores
         picture_rankings(data, result.distances, path / "rankings.png")
-        text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(report['scores'])}\n"
+        text = (
+            f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(report['scores'])}\n"
+        )
         (path / "table.txt").write_text(text)
         print(f"\n{text}")
     else:

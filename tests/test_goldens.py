@@ -152,7 +152,9 @@ def test_every_loss_component(case):
     ):
         found[name] = case.g[total]
         recorded[name] = recorded.pop(f"{name}_a") + recorded.pop(f"{name}_b")
-    assert recorded.pop("loss_dis_a") + recorded.pop("loss_dis_b") == pytest.approx(recorded["loss_dis_total"], rel=1e-5)
+    assert recorded.pop("loss_dis_a") + recorded.pop("loss_dis_b") == pytest.approx(
+        recorded["loss_dis_total"], rel=1e-5
+    )
     assert recorded.pop("loss_gen_vgg_a") == recorded.pop("loss_gen_vgg_b") == 0
     assert set(recorded) == set(found)
     for name, value in found.items():

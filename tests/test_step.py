@@ -44,9 +44,7 @@ def test_gradients_reach_whom_they_should(setting, structure_learns, joint):
 
     networks.zero_grad()
     before, taught = buffers(teacher), teacher.training
-    g = generator_losses(
-        networks, teacher, batch, made, ON, structure_learns=structure_learns, joint_statistics=joint
-    )
+    g = generator_losses(networks, teacher, batch, made, ON, structure_learns=structure_learns, joint_statistics=joint)
     g["total"].backward()
     with_gradient = {name.split(".")[0] for name, p in networks.named_parameters() if p.grad is not None}
     assert with_gradient == {"appearance", "structure", "decoder"}
@@ -75,7 +73,9 @@ def test_each_is_exact_without_batch_statistics_and_not_with_them(setting):
     networks, _, batch = setting
     streams = (batch.a.image, batch.b.image)
     networks.eval()
-    for alone, together in zip(each(networks.appearance, streams, False), each(networks.appearance, streams, True), strict=True):
+    for alone, together in zip(
+        each(networks.appearance, streams, False), each(networks.appearance, streams, True), strict=True
+    ):
         for x, y in zip(alone, together, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
     view = frozen(networks.appearance, batch_statistics=True)

@@ -29,7 +29,9 @@ MODEL = ModelConfig(
 def config(root: Path, out: Path, **overrides) -> Config:
     """A configuration of a few iterations; overrides by the field names of any group."""
     groups = {
-        "data": DataConfig(data_root=root, dataset="market1501", image_height=48, image_width=48, padding=2, loader_workers=0),
+        "data": DataConfig(
+            data_root=root, dataset="market1501", image_height=48, image_width=48, padding=2, loader_workers=0
+        ),
         "model": MODEL,
         "loss": LossConfig(warmup_start=1, warmup_rate=0.5),
         "optim": OptimConfig(iterations=6, batch_size=2, milestones=(4,)),

@@ -1,24 +1,32 @@
-"""Images: which ones there are (datasets), which make up a batch (pairs), how they turn into tensors (loading)."""
+"""Images: what a data set has (datasets), which of them make up a batch (pairs), how they turn into tensors (loading).
 
-from dgfast.data.datasets import load_reid
-from dgfast.data.loading import IMAGENET_MEAN, IMAGENET_STD, PairBatch, PairLoader, StreamBatch, denormalise
-from dgfast.data.pairs import PairSampler, Sample, View
-from dgfast.data.records import Record, ReidData
-from dgfast.data.torchvision_loader import TorchvisionPairLoader, evaluation_batches
+Names are loaded when first used: the processes that draw synthetic pedestrians import this package and need no torch.
+"""
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "PairBatch",
-    "PairLoader",
-    "PairSampler",
-    "Record",
-    "ReidData",
-    "Sample",
-    "StreamBatch",
-    "TorchvisionPairLoader",
-    "View",
-    "denormalise",
-    "evaluation_batches",
-    "load_reid",
-]
+import importlib
+from typing import Any
+
+_MODULE_OF = {
+    "load_reid": "datasets",
+    "IMAGENET_MEAN": "loading",
+    "IMAGENET_STD": "loading",
+    "PairBatch": "loading",
+    "PairLoader": "loading",
+    "StreamBatch": "loading",
+    "denormalise": "loading",
+    "PairSampler": "pairs",
+    "Sample": "pairs",
+    "View": "pairs",
+    "Record": "records",
+    "ReidData": "records",
+    "TorchvisionPairLoader": "torchvision_loader",
+    "evaluation_batches": "torchvision_loader",
+}
+
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -114,7 +114,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: the file is missing, is no such file, or holds anything but tensors.
     """
     if not path.is_file():
-        raise UserError(f"weights file {path} does not exist; expected a .pth, .pt or .safetensors file: check the path")
+        raise UserError(
+            f"weights file {path} does not exist; expected a .pth, .pt or .safetensors file: check the path"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -76,7 +76,9 @@ def dgfast_name(network: str, name: str) -> str:
         match = re.fullmatch(pattern, name)
         if match:
             return replacement(match) if callable(replacement) else match.expand(replacement)
-    raise UserError(f"entry {name!r} is not one of the reference's {network!r} network: check which file is passed as --{network}")
+    raise UserError(
+        f"entry {name!r} is not one of the reference's {network!r} network: check which file is passed as --{network}"
+    )
 
 
 def convert(states: Mapping[str, StateDict]) -> dict[str, dict[str, Tensor]]:
@@ -105,9 +107,16 @@ def sizes(states: Mapping[str, StateDict]) -> tuple[ModelConfig, int]:
     Raises:
         UserError: neither of the two is there.
     """
-    for network, classifier in (("id", "classifier1.classifier.0.weight"), ("teacher", "classifier.classifier.0.weight")):
+    for network, classifier in (
+        ("id", "classifier1.classifier.0.weight"),
+        ("teacher", "classifier.classifier.0.weight"),
+    ):
         if network in states:
             if classifier not in states[network]:
-                raise UserError(f"--{network} has no entry {classifier!r}: it is not the reference's {network!r} network")
+                raise UserError(
+                    f"--{network} has no entry {classifier!r}: it is not the reference's {network!r} network"
+                )
             return ModelConfig(), states[network][classifier].shape[0]
-    raise UserError("neither --id nor --teacher is given; expected one of them: the number of identities is read from it")
+    raise UserError(
+        "neither --id nor --teacher is given; expected one of them: the number of identities is read from it"
+    )

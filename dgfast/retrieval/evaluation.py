@@ -70,7 +70,9 @@ def evaluate(data: ReidData, networks: DGNet | None, teacher: Teacher | None, ho
         UserError: query or gallery is empty, or no query has a match.
     """
     if not data.query or not data.gallery:
-        raise UserError(f"{data.root} has {len(data.query)} query and {len(data.gallery)} gallery images; expected some of each")
+        raise UserError(
+            f"{data.root} has {len(data.query)} query and {len(data.gallery)} gallery images; expected some of each"
+        )
     pairs = {(r.person, r.camera) for r in data.query}
     extra = [r for r in (data.multi_query or data.gallery) if (r.person, r.camera) in pairs]
     query, gallery = (_rows(records, networks, teacher, how) for records in (data.query, data.gallery))
@@ -146,7 +148,9 @@ TITLES = {
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """The scores as text, one line a feature."""
-    head = f"{'':<22}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>8}{'mAP':>8}{'mAP trap.':>11}{'multi R-1':>11}{'multi mAP':>11}"
+    head = (
+        f"{'':<22}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>8}{'mAP':>8}{'mAP trap.':>11}{'multi R-1':>11}{'multi mAP':>11}"
+    )
     widths = (8, 8, 8, 8, 11, 11, 11)
     lines = [head]
     for name, row in rows.items():

@@ -83,7 +83,9 @@ def run_stage(
                 torch.manual_seed(_mix(config.seed, stage.name, iteration, workers.rank))
                 losses = stage.step(next(loader), iteration)
                 names, values = list(losses), torch.stack([v.float() for v in losses.values()]).cpu()
-                broken = [name for name, value in zip(names, values.tolist(), strict=True) if not abs(value) < float("inf")]
+                broken = [
+                    name for name, value in zip(names, values.tolist(), strict=True) if not abs(value) < float("inf")
+                ]
                 if workers.any(bool(broken)):
                     raise Diverged(
                         f"stage {stage.name}, iteration {iteration}: loss {', '.join(broken) or 'of another process'} is not"
@@ -103,7 +105,9 @@ def run_stage(
                     save(done)
                 if interrupted and done < iterations:
                     number = stop.signal or signal.SIGTERM
-                    raise Interrupted(number, f"stopped after iteration {done} of {stage.name}; go on with --resume {run}")
+                    raise Interrupted(
+                        number, f"stopped after iteration {done} of {stage.name}; go on with --resume {run}"
+                    )
     finally:
         loader.close()
         if log:

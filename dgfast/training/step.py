@@ -147,7 +147,9 @@ def generator_losses(
     judge = frozen(networks.appearance, batch_statistics)  # E_a': gradient reaches the image, not the weights
 
     # --- Self-identity generation: an image from its own codes, and from the code of its positive (equations 1 and 2)
-    image = losses.reconstruction(a.reconstructed, batch.a.image) + losses.reconstruction(b.reconstructed, batch.b.image)
+    image = losses.reconstruction(a.reconstructed, batch.a.image) + losses.reconstruction(
+        b.reconstructed, batch.b.image
+    )
     positive = losses.reconstruction(a.reconstructed_positive, batch.a.image) + losses.reconstruction(
         b.reconstructed_positive, batch.b.image
     )

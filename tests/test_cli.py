@@ -1,0 +1,134 @@
+"""The command lines: what a mistake looks like, also under torchrun; the commands that are thin."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dgfast
+from dgfast import cli, evaluate, import_reference, train
+from dgfast.config import PRESETS, Config, from_json, to_json
+from dgfast.errors import UserError
+from dgfast.models import DGNet
+from tests import tiny
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("launcher", [[], ["torch.distributed.run", "-m"]])
+def test_wrong_root_is_one_line_and_status_2(launcher):
+    done = run("-m", *launcher, "dgfast.train", "--preset", "market1501", "--data-root", "/nowhere")
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "/nowhere does not exist" in lines[0] and "expected" in lines[0]
+
+
+def test_two_processes_say_a_mistake_once():
+    done = run(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "dgfast.train"),
+        *("--preset", "market1501", "--data-root", "/nowhere"),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("/nowhere does not exist") == 1 and "Traceback" not in done.stderr
+
+
+def test_torchrun_of_other_programs_is_left_alone(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit(2)")
+    done = run("-m", "torch.distributed.run", str(script))
+    assert done.returncode == 1 and "ChildFailedError" in done.stderr
+
+
+def test_unknown_words():
+    assert run("-m", "dgfast.train", "--preset", "mars").returncode == 2
+    with pytest.raises(UserError, match="'trian' is unknown; expected one of train"):
+        cli.dispatch(["trian"])
+    with pytest.raises(SystemExit) as caught:
+        train.parse(["--no-such-flag"])
+    assert caught.value.code == 2
+
+
+def test_help_teaches(capsys):
+    cli.dispatch([])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in cli.COMMANDS)
+    for name in cli.COMMANDS:
+        if name == "doctor":
+            continue
+        with pytest.raises(SystemExit) as caught:
+            cli.dispatch([name, "--help"])
+        assert caught.value.code == 0
+        assert "dgfast " + name in capsys.readouterr().out
+
+
+def test_doctor(capsys):
+    cli.dispatch(["doctor"])
+    out = capsys.readouterr().out
+    assert torch.__version__ in out and "extension" in out and "resnet50" in out
+
+
+def test_every_preset_survives_its_file():
+    for name, config in PRESETS.items():
+        assert config.preset == name
+        assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_flags_are_unique_and_override():
+    command = train.parse(
+        ["--preset", "dukemtmc", "--batch-size", "16", "--milestones", "5", "9", "--label-style", "hard"]
+    )
+    assert command.config.optim.batch_size == 16 and command.config.optim.milestones == (5, 9)
+    assert command.config.loss.label_style == "hard" and command.config.data.dataset == "dukemtmc"
+    assert command.resume is None and isinstance(command.config, Config)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Checkpoints under the reference's names, as its own program writes them."""
+    from tests.goldens import recipe
+
+    folder = tmp_path_factory.mktemp("reference")
+    recorded = json.loads((Path(recipe.__file__).parent / "reference_step_1.json").read_text())
+    for network, shapes in recorded["shapes"].items():
+        state = {
+            name: torch.from_numpy(recipe.parameter(recorded["salt"], f"{network}.{name}", tuple(shape)))
+            for name, shape in shapes.items()
+        }
+        torch.save(state if network == "teacher" else {"a": state}, folder / f"{network}.pt")
+    return folder
+
+
+def test_import_reference(reference, tmp_path, capsys):
+    out = tmp_path / "imported"
+    files = [word for n in ("gen", "id", "dis", "teacher") for word in (f"--{n}", str(reference / f"{n}.pt"))]
+    cli.dispatch(["import-reference", *files, "--out", str(out)])
+    model = dgfast.load(out)
+    assert isinstance(model, DGNet) and model.num_classes == 24
+    original = torch.load(reference / "gen.pt", weights_only=True)["a"]
+    assert torch.equal(model.decoder.to_rgb.weight, original["dec.model.8.conv.weight"])
+    market = tiny.market(tmp_path / "market", identities=2, images=2)
+    evaluate.main(["--run", str(out), "--data-root", str(market), "--loader-workers", "0", "--eval-batch-size", "4"])
+    scores = json.loads((out / "eval-market1501.json").read_text())["scores"]
+    assert set(scores) == {"histogram", "baseline", "prim", "fine", "both"}
+    assert (out / "rankings-market1501.png").exists()
+
+
+def test_import_reference_refuses(reference, tmp_path):
+    def call(*words):
+        import_reference.main([*map(str, words), "--out", str(tmp_path / "out")])
+
+    with pytest.raises(UserError, match="not one of the reference's 'gen'"):
+        call("--gen", reference / "dis.pt", "--id", reference / "id.pt")
+    with pytest.raises(UserError, match="needed together"):
+        call("--gen", reference / "gen.pt")
+    with pytest.raises(UserError, match="neither --id nor --teacher"):
+        call("--dis", reference / "dis.pt")
+    with pytest.raises(UserError, match="does not exist"):
+        call("--teacher", tmp_path / "absent.pt")
+    assert not (tmp_path / "out").exists()
