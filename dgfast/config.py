@@ -121,7 +121,7 @@ class LossConfig:
     """Label of generated images for the primary head: the teacher's probabilities (soft), its best class (hard), the identity
     of the appearance (appearance), all classes alike (uniform, LSRO), the teacher restricted to the two identities (two-label)."""
     appearance_code_gradient: bool = False
-    """off: the appearance code is detached in every term, as in the reference; on: its reconstruction is a loss, as in the paper."""
+    """off: the appearance code is detached in every term, as in the reference; on: its reconstruction is a loss (paper)."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,8 @@ class OptimConfig:
     """Adam, E_s and G."""
     discriminator_lr: float = 1e-4
     """Adam, D."""
+    adam_beta1: float = 0.0
+    """First momentum of both Adams; 0 in the paper. Short runs gain from some."""
     backbone_lr: float = 0.002
     """SGD with Nesterov momentum 0.9, backbone of E_a."""
     head_lr: float = 0.02

@@ -97,6 +97,22 @@ def test_frozen_view_leaves_the_network_as_it_was(setting):
     assert networks.appearance.prim.norm.track_running_stats
 
 
+def test_running_statistics_are_those_of_real_images(setting):
+    networks, teacher, batch = setting
+    networks.train()
+    made = translate(networks, batch)
+    far = made._replace(a=made.a._replace(swapped=made.a.swapped + 1e4), b=made.b._replace(swapped=made.b.swapped + 1e4))
+    norm = networks.appearance.backbone[1]
+    for translation in (made, far):
+        norm.reset_running_stats()
+        generator_losses(networks, teacher, batch, translation, ON, structure_learns=True)
+        found = norm.running_mean.clone()
+        if translation is made:
+            expected = found
+    torch.testing.assert_close(found, expected)
+    assert expected.abs().sum() > 0
+
+
 def test_decoder_norms_are_per_sample(setting):
     """What lets all decodes pass as one batch: a sample's image does not depend on its neighbours."""
     networks, _, batch = setting

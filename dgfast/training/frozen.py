@@ -32,14 +32,30 @@ def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., A
 def evaluating(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
     """Eval mode within the context; with `batch_statistics`, BatchNorm normalises by the batch and updates nothing."""
     modes = [(layer, layer.training) for layer in module.modules()]
-    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)] if batch_statistics else []
     module.eval()
+    if batch_statistics:
+        for norm in _norms(module):
+            norm.training = True
+    try:
+        with untracked(module):
+            yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+
+
+@contextmanager
+def untracked(module: nn.Module) -> Iterator[None]:
+    """Within the context, BatchNorm in training mode leaves its running statistics alone."""
+    norms = [norm for norm in _norms(module) if norm.training]
     for norm in norms:
-        norm.training, norm.track_running_stats = True, False
+        norm.track_running_stats = False
     try:
         yield
     finally:
         for norm in norms:
             norm.track_running_stats = True
-        for layer, mode in modes:
-            layer.training = mode
+
+
+def _norms(module: nn.Module) -> list[_BatchNorm]:
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]

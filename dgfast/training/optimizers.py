@@ -50,7 +50,7 @@ def teacher_optimizer(teacher: Teacher, config: TeacherConfig, weight_decay: flo
 
 
 def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig) -> Adam:
-    return Adam(parameters, rate, betas=(0.0, 0.999), weight_decay=config.weight_decay, fused=True)
+    return Adam(parameters, rate, betas=(config.adam_beta1, 0.999), weight_decay=config.weight_decay, fused=True)
 
 
 def _sgd(network: nn.Module, backbone_rate: float, head_rate: float, weight_decay: float) -> SGD:

@@ -17,7 +17,7 @@ from dgfast.models import DGNet, Teacher
 from dgfast.models.structure import grey
 
 from . import losses
-from .frozen import frozen
+from .frozen import frozen, untracked
 
 Losses = dict[str, Tensor]
 Output = TypeVar("Output", bound=tuple[Tensor, ...])
@@ -190,7 +190,8 @@ def generator_losses(
     # --- Primary and fine-grained learning on generated images (equations 6 to 8): the images are data here, E_a learns
     primary = fine = image.new_zeros(())
     if weights.teacher:
-        student_a, student_b = each(learned, (x_ba.detach(), x_ab.detach()), joint_statistics)
+        with untracked(learned):  # at test E_a meets real images: its running statistics are theirs alone
+            student_a, student_b = each(learned, (x_ba.detach(), x_ab.detach()), joint_statistics)
         said_a, said_b = teach(teacher, (x_ba, x_ab), batch_statistics, joint_statistics)
         label_a = losses.soft_label(label_style, said_a, y_a, y_b)
         label_b = losses.soft_label(label_style, said_b, y_b, y_a)

@@ -136,8 +136,9 @@ class Trainer:
         pairs = ((appearance.backbone, teacher.backbone), (appearance.prim, teacher.head))
         if any(_shapes(ours) != _shapes(theirs) for ours, theirs in pairs):
             raise UserError(
-                f"teacher {self.config.teaching.teacher} has another backbone or embedding than --backbone {self.config.model.backbone};"
-                " expected the same, since E_a starts from it: pass --no-start-from-teacher or the fitting --backbone"
+                f"teacher {self.config.teaching.teacher} has another backbone or embedding than"
+                f" --backbone {self.config.model.backbone}; expected the same, since E_a starts from it:"
+                " pass --no-start-from-teacher or the fitting --backbone"
             )
 
     def _load_backbone(self, backbone: nn.Module) -> None:

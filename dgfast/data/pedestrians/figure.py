@@ -70,7 +70,7 @@ def build_figure(identity: Identity, pack: BodyPack) -> Figure:
         rest=join("vertices", meshes),
         normals=join("normals", meshes),
         weights=join("weights", meshes),
-        faces=np.concatenate([mesh.faces + start for mesh, start in zip(whole, starts)]),
+        faces=np.concatenate([mesh.faces + start for mesh, start in zip(whole, starts, strict=False)]),
         part=np.concatenate([np.full(len(mesh.faces), mesh.part, np.uint8) for mesh in whole]),
         closed=np.concatenate([np.full(len(mesh.faces), mesh.closed) for mesh in whole]),
         traits=np.concatenate([

@@ -61,7 +61,7 @@ def loft(centres, x_radii, y_radii, sides: int = 12, axis=None, capped: bool = T
         v = np.cross(axis, u)
     vertices = np.concatenate([
         centre + np.outer(np.cos(angle), u) * rx + np.outer(np.sin(angle), v) * ry
-        for centre, rx, ry in zip(centres, x_radii, y_radii)
+        for centre, rx, ry in zip(centres, x_radii, y_radii, strict=True)
     ])  # fmt: skip
     faces = grid_faces(rings, sides, wrap=True)
     if capped:

@@ -104,7 +104,10 @@ def joints(pose: Pose, bones: np.ndarray, swing: float, girth: float) -> Joints:
     distance of the shoulder joints, which says how far the arms must stay off the body.
     """
     rotation = np.tile(np.eye(3), (len(BONES), 1, 1))  # of each bone, in the frame of the room
-    rest = lambda start, end: bones[BONE[end]] - bones[BONE[start]]
+
+    def rest(start, end):
+        return bones[BONE[end]] - bones[BONE[start]]
+
     sway = np.sin(pose.phase)
     pelvis = turn("z", -0.07 * pose.stride * sway) @ turn("x", 0.4 * pose.lean)
     chest = turn("z", 0.06 * pose.stride * sway) @ turn("x", pose.lean)

@@ -45,7 +45,7 @@ def render_truth(folder: Path, parameters: Parameters, index: int) -> int:
     world = world_of(parameters.seed, parameters.difficulty)
     structure, wearer, _, owner = draw_pair(world, parameters, index)
     picture = render_swap(world, parameters, structure, wearer, owner)
-    for name, image in zip(_names(index), (picture.image, picture.mask)):
+    for name, image in zip(_names(index), (picture.image, picture.mask), strict=True):
         encode_png(folder / name, image)
     return 1
 
