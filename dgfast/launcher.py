@@ -32,14 +32,22 @@ def run(command: Callable[[], None]) -> NoReturn:
         _leave(f"dgfast: {error}", 128 + error.signal)
     except KeyboardInterrupt:
         _leave("dgfast: interrupted", 128 + signal.SIGINT)
+    except Exception:
+        _let_the_first_speak()  # most errors of the others are that the first has left
+        raise
     sys.exit(0)
 
 
 def _leave(line: str, status: int) -> NoReturn:
-    if int(os.environ.get("RANK", "0")):
-        time.sleep(3)  # the first process says it; when it leaves, torchrun ends the others before they repeat it
+    _let_the_first_speak()
     print(line, file=sys.stderr, flush=True)
     os._exit(status) if "TORCHELASTIC_RUN_ID" in os.environ else sys.exit(status)
+
+
+def _let_the_first_speak() -> None:
+    """The first process says what is wrong; when it leaves, torchrun ends the others before they repeat it."""
+    if int(os.environ.get("RANK", "0")):
+        time.sleep(5)
 
 
 def take_part() -> Callable[..., Any]:
@@ -58,6 +66,8 @@ def _launches_dgfast(argv: list[str]) -> bool:
 
 
 def _said_already(record: logging.LogRecord) -> bool:
+    if record.msg.startswith("Sending process"):  # to end the other processes: nothing that a user has to know
+        return False
     return not (record.msg.startswith("failed (exitcode") and record.args and record.args[0] in _PASSED_ON)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import dgfast
 from dgfast import train
 from dgfast.data import load_reid
 from dgfast.errors import Diverged, Interrupted, UserError
@@ -280,5 +282,17 @@ def test_two_processes_equal_one_of_the_same_global_batch(market, tmp_path):
     first = weights(tmp_path / "start" / "run")
     moved = [name for name in one if not torch.equal(one[name], first[name])]
     assert len(moved) > 50
+    # Offsets in front of an instance norm change no output, their gradient is rounding alone, and Adam makes +-lr of any gradient:
+    # those few values are free. All that has an effect must agree, and so must the outputs.
+    free = re.compile(r"structure\..*\.bias|decoder\.blocks\.\d\.(conv\d|bias\.4)\.bias")
+    assert sum(one[name].numel() for name in one if free.fullmatch(name)) < 0.002 * sum(v.numel() for v in one.values())
     for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        if not free.fullmatch(name):
+            torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    images = torch.randn(2, 3, *tiny.SIZE, generator=torch.Generator().manual_seed(0))
+    pictures = []
+    for out in ("one", "two"):
+        model = dgfast.load(tmp_path / out / "run")
+        with torch.no_grad():
+            pictures.append(model.decoder(model.structure(images[:, :1]), model.appearance(images).code))
+    torch.testing.assert_close(*pictures, rtol=1e-4, atol=1e-4)

@@ -58,4 +58,5 @@ def _sgd(network: nn.Module, backbone_rate: float, head_rate: float, weight_deca
     inside = set(backbone)
     heads = [p for p in network.parameters() if p not in inside]
     groups = [{"params": backbone, "lr": backbone_rate}, {"params": heads, "lr": head_rate}]
-    return SGD(groups, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True)
+    # Not fused: when fp16's loss scale skips the very first step, torch 2.11's fused SGD keeps an uninitialised momentum.
+    return SGD(groups, momentum=0.9, nesterov=True, weight_decay=weight_decay)

@@ -105,7 +105,8 @@ def discriminator_losses(networks: DGNet, batch: PairBatch, made: Translation, w
     """
     images = torch.cat([batch.a.image, batch.b.image]).requires_grad_()
     real_maps = networks.discriminator(images)
-    fake_maps = networks.discriminator(torch.cat([made.a.swapped, made.b.swapped]).detach())
+    fakes = torch.cat([made.a.swapped, made.b.swapped]).detach().to(images.dtype)
+    fake_maps = networks.discriminator(fakes)
     # One batch holds both streams: the mean over it is half the sum of the two means.
     real, fake = 2 * losses.real(real_maps), 2 * losses.fake(fake_maps)
     r1 = 2 * losses.gradient_penalty(real_maps, images) if weights.r1 else real.new_zeros(())

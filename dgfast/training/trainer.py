@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -196,12 +197,16 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in module.state_dict().items()}
 
 
-def spread(records: tuple[Record, ...], number: int) -> list[Record]:
-    """An even number of records, at most `number`, of as many identities as there are, evenly over the data set."""
-    first = list({r.person: r for r in records}.values())
-    pool = first if len(first) >= 2 else list(records)
-    number = min(number, len(pool)) // 2 * 2
-    return [pool[i * len(pool) // number] for i in range(number)]
+def spread(records: Sequence[Record], number: int) -> list[Record]:
+    """At most `number` records, an even count, of as many identities as there are, evenly over the data set."""
+    of_person: dict[int, list[Record]] = {}
+    for record in records:
+        of_person.setdefault(record.person, []).append(record)
+    firsts = [own[0] for own in of_person.values()]
+    if len(firsts) >= number:
+        return [firsts[i * len(firsts) // number] for i in range(number)]
+    rounds = [r for turn in zip_longest(*of_person.values()) for r in turn if r is not None]
+    return rounds[: min(number, len(rounds)) // 2 * 2]
 
 
 def write_png(grid: Tensor, path: Path) -> None:
