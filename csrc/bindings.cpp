@@ -31,7 +31,7 @@ int cuda_device_count() {
 }  // namespace
 
 NB_MODULE(_rerank, m) {
-  m.doc() = "k-reciprocal re-ranking, compiled; use dgfast.retrieval instead of this module.";
+  m.doc() = "The compiled part of dgfast: what it was built for, and what the processor and the driver offer.";
   m.def("build_info", &build_info,
         "cuda (bool), cuda_architectures (CMake's notation, '' without CUDA), compiler, instruction_set picked at run "
         "time (scalar, avx2 or avx512), max_threads (of OpenMP).");

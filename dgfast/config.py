@@ -43,13 +43,13 @@ class DataConfig:
 class SyntheticConfig:
     """The built-in pedestrians, used when no data root is given."""
 
-    synthetic_train_identities: int = 60
+    synthetic_train_identities: int = 120
     """Identities of the training split."""
     synthetic_test_identities: int = 60
     """Identities of the query and gallery splits."""
-    synthetic_images_per_camera: float = 3.0
+    synthetic_images_per_camera: float = 2.0
     """Mean number of images of an identity in one camera."""
-    synthetic_difficulty: float = 0.25
+    synthetic_difficulty: float = 0.5
     """0: all cameras alike; 1: cameras differ as much as they can."""
     synthetic_seed: int = 1
     """Seed of the pedestrians (not of the training)."""
@@ -256,10 +256,10 @@ def from_json(values: dict[str, Any]) -> Config:
 
 
 def _quickstart() -> Config:
-    """Small synthetic pedestrians, a small model: minutes on two CPU cores."""
+    """Small synthetic pedestrians, a small model: minutes on two CPU cores. docs/quickstart.md says how these were chosen."""
     return Config(
         preset="quickstart",
-        data=DataConfig(image_height=128, image_width=64, padding=5, loader_workers=1, cache="ram"),
+        data=DataConfig(image_height=128, image_width=64, padding=5, cache="ram"),
         model=ModelConfig(
             backbone="small16",
             embedding=128,
@@ -272,26 +272,28 @@ def _quickstart() -> Config:
             discriminator_blocks=1,
             discriminator_scales=2,
         ),
-        loss=LossConfig(warmup_start=100, warmup_rate=0.02),
+        # A few hundred iterations instead of 100,000: the pictures must come first, so their reconstruction weighs six times as
+        # much, and E_a learns from generated images only once they show people.
+        loss=LossConfig(image_weight=30.0, positive_weight=30.0, warmup_start=200, warmup_rate=0.01),
         optim=OptimConfig(
-            iterations=400,
-            batch_size=8,
-            generator_lr=1e-3,
+            iterations=500,
+            batch_size=4,
+            generator_lr=2e-3,
             discriminator_lr=5e-4,
-            backbone_lr=0.01,
-            head_lr=0.05,
-            milestones=(300,),
+            backbone_lr=0.005,
+            head_lr=0.02,
+            milestones=(390,),
             batch_norm="joint",
         ),
         teaching=TeacherConfig(
-            teacher_iterations=1200,
+            teacher_iterations=1000,
             teacher_lr=0.02,
             teacher_backbone_lr=0.02,
-            teacher_milestones=(850,),
+            teacher_milestones=(700,),
             backbone_weights="none",
             start_from_teacher=True,
         ),
-        run=RunConfig(log_every=10, sample_every=100, checkpoint_every=50),
+        run=RunConfig(log_every=10, sample_every=125, checkpoint_every=125),
     )
 
 

@@ -64,7 +64,11 @@ def main(argv: list[str] | None = None) -> None:
         workers=command.workers or os.cpu_count(),
         swap_truth=command.swap_truth,
     )
-    print(f"{command.out}: {summary}")
+    print(
+        f"{command.out}: {summary.images} images of {summary.identities} people: {summary.train_images} train,"
+        f" {summary.query_images} query, {summary.gallery_images} gallery (of them {summary.distractor_images} distractors,"
+        f" {summary.junk_images} junk); {summary.swap_truths} true swaps"
+    )
 
 
 if __name__ == "__main__":

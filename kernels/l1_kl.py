@@ -12,11 +12,12 @@ Source: DG-Net (CVPR 2019): reconstructions, equations 1, 2 and 4; the soft labe
 
 A scalar's incoming gradient is one number, so the gradients can be written by the pass that reads the inputs, as if it were 1:
 nothing is read twice. The backward pass multiplies them in place by the incoming gradient, and a program that finds 1 there
-returns at once: one launch and no traffic, without asking the host. Gradients of fp16 predictions are kept as signs and get
-weight / size there, where a loss scale is known: before it, weight / size is below what fp16 can hold.
+returns at once: one launch and no traffic, without asking the host. (Compiled, the product is fused into what reads it.)
+Gradients of fp16 predictions are kept as signs and get weight / size in the backward pass, where a loss scale is in the
+incoming gradient: alone, weight / size is below what fp16 can hold.
 
-Inputs are constants to the kernels' addresses: a launch gets them as arguments, so no table is copied to the device, and CUDA
-graphs can capture it. Sums are deterministic: a partial sum a program, then one program adds them in a fixed order in fp64.
+Addresses, sizes and weights of all pairs are arguments of the launch: no table is copied to the device, and CUDA graphs can
+capture it. Sums are deterministic: a partial sum for each program, then one program adds them in a fixed order, in fp64.
 """
 
 from collections.abc import Sequence
@@ -30,13 +31,15 @@ from torch import Tensor
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
-TILE = 2048  # elements a program handles at once: 16 for each thread of 4 warps, two to four 16-byte loads of each input
-PROGRAMS = 4096  # about how many programs share the pairs: two to four waves on the large cards
-CLASSES = 1024  # classes a program handles at once
+TILE = 4096  # bytes of each tensor that a program handles at once: two 16-byte accesses for each thread of 4 warps
+PROGRAMS = 4096  # about how many programs share the pairs: a few waves on the large cards
+CLASSES = 512  # classes a program handles at once
 PAIRS_A_LAUNCH = 24  # their addresses, sizes and strides must fit the 4 KB of a kernel's arguments
 DIMENSIONS = 4  # of a pair whose two tensors lie differently in memory, once dimensions that can be merged are
 PARTIALS = 256  # partial sums of one term that are added at once
 SCALERS = 1024  # programs of the backward pass: few, since usually all they do is find that there is nothing to do
+
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET when this module is imported: the kernels then run on the CPU
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -191,21 +194,22 @@ def _l1_kind(
     gradient = _pick(gradients, starts, program, LO, HI)
     size = _pick(sizes, starts, program, LO, HI)
     scale = _pick_float(scales, starts, program, LO, HI)
-    first = (program - _pick(starts, starts, program, LO, HI)) * tiles * TILE
+    # A tile's length differs with the dtype: were it one, Triton would give all kinds one distribution over the threads, and
+    # convert it through shared memory where it does not suit. Addresses of a strided tile take many registers: a quarter.
+    LENGTH: tl.constexpr = TILE * 8 // DTYPE_P.primitive_bitwidth
+    first = (program - _pick(starts, starts, program, LO, HI)) * tiles * LENGTH
     if STRIDED:
         value = _l1_strided(
-            prediction, target, gradient, size, first, scale, tiles,
+            prediction, target, gradient, size, first, scale, tiles * 4,
             _pick_layout(layouts, 0, starts, program, LO, HI), _pick_layout(layouts, 1, starts, program, LO, HI),
             _pick_layout(layouts, 2, starts, program, LO, HI), _pick_layout(layouts, 3, starts, program, LO, HI),
             _pick_layout(layouts, 4, starts, program, LO, HI), _pick_layout(layouts, 5, starts, program, LO, HI),
             _pick_layout(layouts, 6, starts, program, LO, HI), _pick_layout(layouts, 7, starts, program, LO, HI),
             _pick_layout(layouts, 8, starts, program, LO, HI), _pick_layout(layouts, 9, starts, program, LO, HI),
-            _pick_layout(layouts, 10, starts, program, LO, HI), DTYPE_P, DTYPE_T, GRADIENT, WIDE, TILE,
+            _pick_layout(layouts, 10, starts, program, LO, HI), DTYPE_P, DTYPE_T, GRADIENT, WIDE, LENGTH // 4,
         )  # fmt: skip
     else:
-        value = _l1_alike(
-            prediction, target, gradient, size, first, scale, tiles, DTYPE_P, DTYPE_T, ALIGNED, GRADIENT, TILE
-        )
+        value = _l1_alike(prediction, target, gradient, size, first, scale, tiles, DTYPE_P, DTYPE_T, ALIGNED, GRADIENT, LENGTH)
     return value
 
 
@@ -227,9 +231,8 @@ def _kl_row(
     lane = tl.arange(0, CLASSES)
 
     # First pass: log-sum-exp of the student and of each view, by a running maximum; the sum of ready labels.
-    top = tl.full((CLASSES,), float("-inf"), tl.float32)
-    student_top = tl.max(top, 0)
-    student_sum = tl.sum(tl.zeros((CLASSES,), tl.float32), 0)
+    student_top = tl.full((), float("-inf"), tl.float32)
+    student_sum = tl.full((), 0.0, tl.float32)
     view_top = tl.full((VIEWS,), float("-inf"), tl.float32)
     view_sum = tl.zeros((VIEWS,), tl.float32)
     mass = tl.zeros((CLASSES,), tl.float32)
@@ -288,11 +291,11 @@ def _forward_kernel(
     KINDS: tl.constexpr, KL: tl.constexpr, TEACHER: tl.constexpr, KL_GRADIENT: tl.constexpr, VIEWS: tl.constexpr,
     TILE: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
-    """One partial sum a program: first the rows of the divergence, then the pairs in chunks of tiles * TILE elements.
+    """One partial sum a program: first the rows of the divergence, then the pairs in chunks of tiles * TILE bytes.
 
     partials_ptr: [programs] fp32. starts .. layouts: tuples, one entry a pair: first program, addresses, number of elements,
     size of the gradient's values; layouts: (n1, n2, n3, p0..p3, t0..t3) of each pair of a strided kind, which come first.
-    KINDS: (first program, end, LO, HI, dtypes, strided, aligned, gradient, wide) of each kind; see `_kinds`.
+    KINDS: of each kind LO, HI, the dtypes of prediction and target, strided, aligned, gradient, wide; see `_Kind`.
     """
     program = tl.program_id(0)
     if KL:
@@ -343,7 +346,6 @@ def _reduce_kernel(
         sums += tl.load(partials_ptr + first[:, None] + k + lane, mask=here, other=0.0).to(tl.float64)
     values = tl.sum(sums, 1) / size
     tl.store(terms_ptr + term, values.to(tl.float32), mask=term < TERMS)
-    # A term of weight 0 counts nothing, even where it is infinite: 0 * inf would be nan. PyTorch's sum gives nan there too.
     total = tl.sum(tl.where(term < TERMS, weight * values, 0.0), 0)
     if MORE:
         total += tl.load(total_ptr).to(tl.float64)
@@ -356,14 +358,15 @@ def _scale_kind(
     LO: tl.constexpr, HI: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Multiply tensors LO .. HI - 1, which are of one kind, by factor and by their units."""
-    lane = tl.arange(0, TILE)
+    LENGTH: tl.constexpr = TILE * 8 // DTYPE.primitive_bitwidth
+    lane = tl.arange(0, LENGTH)
     for chunk in range(starts[LO] + tl.program_id(0), starts[HI], programs):
         value = factor * _pick_float(units, starts, chunk, LO, HI)
         if value != 1.0:
-            first = (chunk - _pick(starts, starts, chunk, LO, HI)) * TILE
+            first = (chunk - _pick(starts, starts, chunk, LO, HI)) * LENGTH
             x = _at(_pick(addresses, starts, chunk, LO, HI), DTYPE, ALIGNED) + first
             left = _pick(sizes, starts, chunk, LO, HI) - first
-            if left >= TILE:
+            if left >= LENGTH:
                 tl.store(x + lane, (tl.load(x + lane).to(tl.float32) * value).to(DTYPE))
             else:
                 scaled = tl.load(x + lane, mask=lane < left, other=0.0).to(tl.float32) * value
@@ -376,7 +379,7 @@ def _scale_kernel(
 ):
     """Multiply each tensor in place by factor_ptr's number [] and by its unit; return at once where that is 1.
 
-    addresses, sizes, units: tuples, one entry a tensor; starts: its first chunk of TILE elements, then their total number.
+    addresses, sizes, units: tuples, one entry a tensor; starts: its first chunk of TILE bytes, then their total number.
     KINDS: (LO, HI, dtype, aligned); UNITS: whether any unit is not 1.
     """
     factor = tl.load(factor_ptr).to(tl.float32)
@@ -386,3 +389,409 @@ def _scale_kernel(
                 addresses, sizes, units, starts, factor, programs,
                 KINDS[kind][0], KINDS[kind][1], KINDS[kind][2], KINDS[kind][3], TILE,
             )  # fmt: skip
+
+
+# --- Launch ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the compiler must know of a pair; strided kinds come first."""
+
+    strided: bool  # prediction, target and gradient do not lie alike in memory
+    prediction: torch.dtype
+    target: torch.dtype
+    aligned: bool  # all addresses are multiples of 16
+    gradient: bool  # whether the prediction's is wanted
+    wide: bool  # strided, and 2^31 elements or more
+
+    def order(self) -> tuple:
+        return (not self.strided, str(self.prediction), str(self.target), self.aligned, self.gradient, self.wide)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One pair as the kernel takes it."""
+
+    term: int
+    kind: _Kind
+    prediction: Tensor
+    target: Tensor
+    gradient: Tensor | None
+    layout: tuple[int, ...]
+    weight: float
+
+    @property
+    def size(self) -> int:
+        return self.prediction.numel()
+
+
+def _layout(lead: Tensor, prediction: Tensor, target: Tensor) -> list[tuple[int, int, int]]:
+    """(size, prediction's stride, target's stride) of the fewest dimensions that visit both in lead's order of memory."""
+    strides = zip(lead.stride(), lead.shape, prediction.stride(), target.stride(), strict=True)
+    dimensions = sorted((d for d in strides if d[1] > 1), key=lambda d: d[0], reverse=True)
+    merged: list[tuple[int, int, int]] = []
+    for _, size, p, t in dimensions:
+        if merged and merged[-1][1:] == (p * size, t * size):
+            merged[-1] = (merged[-1][0] * size, p, t)
+        else:
+            merged.append((size, p, t))
+    return merged
+
+
+def _pair(term: int, prediction: Tensor, target: Tensor, gradient: Tensor | None, weight: float) -> _Pair:
+    lead = prediction if gradient is None else gradient
+    dimensions = _layout(lead, prediction, target)
+    if len(dimensions) > DIMENSIONS:  # a copy of both in the gradient's order
+        prediction, target = torch.empty_like(lead).copy_(prediction), torch.empty_like(lead).copy_(target)
+        dimensions = _layout(prediction, prediction, target)
+    strided = not (len(dimensions) == 0 or (len(dimensions) == 1 and dimensions[0][1:] == (1, 1)))
+    tensors = [x for x in (prediction, target, gradient) if x is not None]
+    kind = _Kind(
+        strided=strided,
+        prediction=prediction.dtype,
+        target=target.dtype,
+        aligned=not strided and all(x.data_ptr() % 16 == 0 for x in tensors),
+        gradient=gradient is not None,
+        wide=strided and prediction.numel() >= 2**31,
+    )
+    padded = [(1, 0, 0)] * (DIMENSIONS - len(dimensions)) + dimensions
+    sizes, p, t = zip(*padded[-DIMENSIONS:], strict=True)
+    return _Pair(term, kind, prediction, target, gradient, (*sizes[1:], *p, *t), weight)
+
+
+def _ranges(kinds: Sequence) -> list[tuple[int, int]]:
+    """The runs of equal neighbours: (first, end) of each."""
+    edges = [0, *(i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]), len(kinds)]
+    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+
+
+def _starts(counts: Sequence[int]) -> tuple[int, ...]:
+    starts = [0]
+    for count in counts:
+        starts.append(starts[-1] + count)
+    return tuple(starts)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with neighbouring classes side by side: logits [.., K] nearly always are."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+@dataclass(frozen=True)
+class _Divergence:
+    """The divergence as the kernel takes it."""
+
+    student: Tensor  # [N, K]
+    label: Tensor  # teacher's logits [V, N, K], or probabilities [N, K]
+    gradient: Tensor | None  # [N, K], contiguous
+    weight: float
+
+    @property
+    def views(self) -> int:
+        return self.label.shape[0] if self.label.ndim == 3 else 1
+
+
+def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, total: Tensor, more: bool) -> None:
+    """Fill the gradients, terms [pairs, then the divergence] and the total of up to PAIRS_A_LAUNCH pairs."""
+    order = sorted(pairs, key=lambda pair: pair.kind.order())
+    lengths = [TILE // pair.prediction.itemsize for pair in order]
+    tiles = max(1, triton.cdiv(sum(triton.cdiv(pair.size, n) for pair, n in zip(order, lengths, strict=True)), PROGRAMS))
+    starts = _starts([triton.cdiv(pair.size, n * tiles) for pair, n in zip(order, lengths, strict=True)])
+    kinds = tuple(
+        (a, b, DTYPES[k.prediction], DTYPES[k.target], k.strided, k.aligned, k.gradient, k.wide)
+        for a, b in _ranges([pair.kind for pair in order])
+        for k in (order[a].kind,)
+    )
+    rows, classes = kl.student.shape if kl else (0, 0)
+    partials = terms.new_empty(rows + starts[-1])
+    student = label = student_gradient = partials  # stand-ins that nothing reads
+    strides = (0, 0, 0)
+    if kl:
+        student, label = _rows(kl.student), _rows(kl.label)
+        student_gradient = student if kl.gradient is None else kl.gradient
+        strides = (student.stride(0), label.stride(0) if label.ndim == 3 else 0, label.stride(-2))
+    _forward_kernel[(rows + starts[-1],)](
+        partials,
+        starts,
+        tuple(pair.prediction.data_ptr() for pair in order),
+        tuple(pair.target.data_ptr() for pair in order),
+        tuple(0 if pair.gradient is None else pair.gradient.data_ptr() for pair in order),
+        tuple(pair.size for pair in order),
+        tuple(1.0 if pair.prediction.dtype == torch.float16 else pair.weight / pair.size for pair in order),
+        tuple(pair.layout for pair in order if pair.kind.strided),
+        tiles,
+        student,
+        label,
+        student_gradient,
+        rows,
+        kl.views if kl else 0,
+        classes,
+        *strides,
+        kl.weight / rows if kl else 0.0,
+        KINDS=kinds,
+        KL=kl is not None,
+        TEACHER=kl is not None and kl.label.ndim == 3,
+        KL_GRADIENT=kl is not None and kl.gradient is not None,
+        VIEWS=triton.next_power_of_2(kl.views) if kl else 1,
+        TILE=TILE,
+        CLASSES=min(CLASSES, triton.next_power_of_2(classes)) if kl else 1,
+        num_warps=4,
+    )
+    # Terms in the caller's order: pairs, then the divergence, whose partial sums come first.
+    ranges = {pair.term: (rows + a, b - a, pair.size, pair.weight) for pair, a, b in zip(order, starts, starts[1:], strict=False)}
+    columns = [ranges[pair.term] for pair in pairs] + ([(0, rows, rows, kl.weight)] if kl else [])
+    firsts, counts, sizes, weights = zip(*columns, strict=True)
+    _reduce_kernel[(1,)](
+        partials,
+        terms,
+        total,
+        firsts,
+        counts,
+        sizes,
+        weights,
+        max(counts),
+        TERMS=len(columns),
+        ROWS=triton.next_power_of_2(len(columns)),
+        MORE=more,
+        PARTIALS=PARTIALS,
+        num_warps=8,
+    )
+
+
+def _gradients(predictions: Sequence[Tensor], student_logits: Tensor | None, needs: Sequence[bool]) -> list[Tensor]:
+    """Empty gradients of what needs one: predictions in their own order of memory, then the student's logits."""
+    out = [torch.empty_like(p) for p, need in zip(predictions, needs, strict=False) if need]
+    if needs[-1]:
+        out.append(torch.empty_like(student_logits, memory_format=torch.contiguous_format))
+    return out
+
+
+def _scale(gradients: Sequence[Tensor], units: Sequence[float], factor: Tensor) -> None:
+    """Multiply gradients, each dense in memory, by the factor [] and by their units, in place and in one launch."""
+
+    def kind(i: int) -> tuple[str, bool]:
+        return str(gradients[i].dtype), gradients[i].data_ptr() % 16 == 0
+
+    with _device(factor):
+        for a in range(0, len(gradients), PAIRS_A_LAUNCH):
+            order = sorted(range(len(gradients))[a : a + PAIRS_A_LAUNCH], key=kind)
+            starts = _starts([triton.cdiv(gradients[i].numel(), TILE // gradients[i].itemsize) for i in order])
+            programs = min(SCALERS, starts[-1])
+            _scale_kernel[(programs,)](
+                factor,
+                tuple(gradients[i].data_ptr() for i in order),
+                tuple(gradients[i].numel() for i in order),
+                tuple(units[i] for i in order),
+                starts,
+                programs,
+                KINDS=tuple(
+                    (lo, hi, DTYPES[gradients[order[lo]].dtype], kind(order[lo])[1]) for lo, hi in _ranges([kind(i) for i in order])
+                ),
+                UNITS=any(units[i] != 1 for i in order),
+                TILE=TILE,
+                num_warps=4,
+            )
+
+
+def _device(x: Tensor) -> torch.cuda.device:
+    """The device to launch on; of a CPU tensor, which only the interpreter takes, none."""
+    return torch.cuda.device(x.device if x.is_cuda else -1)
+
+
+# --- Custom operation ------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("dgfast::l1_kl", mutates_args=())
+def _l1_kl(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    weights: Tensor,
+    student_logits: Tensor | None,
+    label: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The total, the terms and the gradients that are needed, which the backward pass takes over.
+
+    weights: [pairs + 1] on the CPU, the divergence's last: as numbers they would be constants to torch.compile, which would
+    compile anew in every iteration in which one grows. label: the teacher's logits [V, N, K] or probabilities [N, K]; needs:
+    whether each prediction, and then the student, needs its gradient.
+    """
+    *factors, kl_weight = weights.tolist()
+    gradients = _gradients(predictions, student_logits, needs)
+    ready = iter(gradients)
+    pairs = [
+        _pair(i, p, t, next(ready) if need else None, weight)
+        for i, (p, t, weight, need) in enumerate(zip(predictions, targets, factors, needs, strict=False))
+    ]
+    kl = None
+    if student_logits is not None:
+        kl = _Divergence(student_logits, label, gradients[-1] if needs[-1] else None, kl_weight)
+    some = predictions[0] if predictions else student_logits
+    total, terms = _results(some, len(pairs) + (kl is not None))
+    with _device(some):
+        for i in range(0, max(1, len(pairs)), PAIRS_A_LAUNCH):
+            group = pairs[i : i + PAIRS_A_LAUNCH]
+            last = i + PAIRS_A_LAUNCH >= len(pairs)
+            _launch_group(group, kl if last else None, terms[i:], total, more=i > 0)
+    return total, terms, gradients
+
+
+def _results(some: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    return some.new_empty((), dtype=torch.float32), some.new_empty(terms, dtype=torch.float32)
+
+
+@_l1_kl.register_fake
+def _(predictions, targets, weights, student_logits, label, needs):
+    some = predictions[0] if predictions else student_logits
+    count = len(predictions) + (student_logits is not None)
+    return *_results(some, count), _gradients(predictions, student_logits, needs)
+
+
+def _setup_context(ctx, inputs, output):
+    predictions, _, weights, _, _, needs = inputs
+    _, terms, gradients = output
+    ctx.needs = needs
+    # For each gradient the index of the weight, and the size, that it still has to get; None: it is whole.
+    ctx.rest = [(i, p.numel()) if p.dtype == torch.float16 else None for i, p in enumerate(predictions) if needs[i]]
+    ctx.rest += [None] * needs[-1]
+    ctx.mark_non_differentiable(terms, *gradients)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(weights, *gradients)
+
+
+def _backward(ctx, grad_total, _grad_terms, _grad_gradients):
+    if torch.is_grad_enabled():
+        raise RuntimeError("the kernel of l1_kl_loss has no second derivative: without create_graph, or impl='eager'")
+    predictions: list[Tensor | None] = [None] * (len(ctx.needs) - 1)
+    student = None
+    weights, *gradients = ctx.saved_tensors
+    if grad_total is not None and gradients:
+        if type(gradients[0]) is Tensor:
+            units = weights.tolist()
+            _scale(gradients, [1.0 if rest is None else units[rest[0]] / rest[1] for rest in ctx.rest], grad_total)
+            # In place: with its version raised, a second pass through this graph is PyTorch's error of modified tensors.
+            torch.autograd.graph.increment_version(gradients)
+        else:  # torch.compile traces: it has the product computed by whatever reads the gradient next
+            factors = [grad_total if rest is None else grad_total * (weights[rest[0]] / rest[1]) for rest in ctx.rest]
+            gradients = [(g.float() * factor).to(g.dtype) for g, factor in zip(gradients, factors, strict=True)]
+        ready = iter(gradients)
+        predictions = [next(ready) if need else None for need in ctx.needs[:-1]]
+        student = next(ready) if ctx.needs[-1] else None
+    return predictions, [None] * len(predictions), None, student, None, None
+
+
+_l1_kl.register_autograd(_backward, setup_context=_setup_context)
+
+
+# --- Public function -------------------------------------------------------------------------------------------------------
+
+
+def eager_reason(tensors: Sequence[Tensor]) -> str | None:
+    """Why `impl="auto"` computes a loss of these tensors eagerly, or None where it takes the kernel."""
+    devices = {x.device for x in tensors}
+    if any(device.type != "cuda" for device in devices):
+        return "the kernel needs CUDA tensors, found " + ", ".join(sorted({d.type for d in devices}))
+    if len(devices) > 1:
+        return "the kernel needs all tensors on one device, found " + ", ".join(sorted(str(d) for d in devices))
+    other = {x.dtype for x in tensors} - set(DTYPES)
+    if other:
+        return "the kernel takes float32, bfloat16 and float16, found " + ", ".join(sorted(str(d)[6:] for d in other))
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(tensors[0].device) < (8, 0):
+        return "the kernel is compiled for compute capability 8.0 and above"
+    return None
+
+
+def l1_kl_loss(
+    pairs: Pairs,
+    weights: Sequence[float],
+    student_logits: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+    kl_weight: float = 0.0,
+    *,
+    labels: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of L1 terms and of the divergence between a soft label and the student (formulas: top of this file).
+
+    Gradients reach the predictions and the student's logits, through `total` alone and once: a second backward pass through
+    the same graph raises RuntimeError, and there is no second derivative (`impl="eager"` has both). Targets, teacher and labels
+    are constants.
+
+    Args:
+        pairs: (prediction, target), each pair of one shape; fp32, bf16 or fp16, mixed as they come; any strides. Nothing is
+            copied, unless the two lie so differently that more than four dimensions remain after merging.
+        weights: one number a pair.
+        student_logits: [N, K].
+        teacher_logits: [V, N, K]: V views of the images, whose softmaxes are averaged to the soft label.
+        kl_weight: weight of the divergence. Two streams, each with its mean over N rows, are one concatenated call with the
+            weight doubled (and half the term's value).
+        labels: [N, K], ready probabilities in place of teacher_logits, for labels of another style than the soft one.
+        impl: "auto": the kernel where `eager_reason` knows none against it; "triton"; "eager".
+    Returns:
+        total: scalar; terms: [pairs, and one more with student_logits], detached: each term before its weight, the divergence
+        last. Both fp32 (eagerly fp64 if any input is).
+    Raises:
+        ValueError: nothing to sum; an empty tensor; shapes, numbers of weights or sources of labels that do not fit.
+    """
+    inputs = _check(pairs, weights, student_logits, teacher_logits, labels)
+    reason = eager_reason(inputs)
+    if impl == "eager" or (impl == "auto" and reason):
+        return l1_kl_eager(pairs, weights, student_logits, teacher_logits, labels, kl_weight)
+    if impl not in ("auto", "triton"):
+        raise ValueError(f"impl is auto, triton or eager, found {impl!r}")
+    if reason and not (INTERPRETED and all(x.dtype in DTYPES for x in inputs)):
+        raise ValueError(f"impl='triton' is impossible here: {reason}; use impl='auto'")
+    if student_logits is not None and student_logits.dtype == torch.float16:
+        student_logits = student_logits.float()  # its gradient without a loss scale is too small for fp16
+    predictions = [p for p, _ in pairs]
+    label = teacher_logits if labels is None else labels
+    learn = torch.is_grad_enabled()
+    needs = [learn and p.requires_grad for p in predictions]
+    needs.append(learn and student_logits is not None and student_logits.requires_grad)
+    total, terms, _ = _l1_kl(
+        predictions,
+        [t.detach() for _, t in pairs],
+        torch.tensor([*weights, kl_weight], dtype=torch.float64),
+        student_logits,
+        None if label is None else label.detach(),
+        needs,
+    )
+    return total, terms
+
+
+def _check(
+    pairs: Pairs,
+    weights: Sequence[float],
+    student_logits: Tensor | None,
+    teacher_logits: Tensor | None,
+    labels: Tensor | None,
+) -> list[Tensor]:
+    """All input tensors, once they fit together."""
+    if len(weights) != len(pairs):
+        raise ValueError(f"l1_kl_loss takes one weight a pair, found {len(pairs)} pairs and {len(weights)} weights")
+    if not pairs and student_logits is None:
+        raise ValueError("l1_kl_loss has nothing to sum: give pairs, or student_logits and a label")
+    tensors = []
+    for i, (p, t) in enumerate(pairs):
+        if p.shape != t.shape:
+            raise ValueError(f"pair {i}: prediction {tuple(p.shape)} and target {tuple(t.shape)} must have one shape")
+        if p.numel() == 0:
+            raise ValueError(f"pair {i} is empty {tuple(p.shape)}: its mean is undefined; leave the pair out")
+        tensors += [p, t]
+    sources = [x for x in (teacher_logits, labels) if x is not None]
+    if len(sources) != (student_logits is not None):
+        raise ValueError("student_logits need teacher_logits or labels, one of them, and these need student_logits")
+    if student_logits is not None:
+        (label,) = sources
+        if student_logits.ndim != 2 or label.shape[-2:] != student_logits.shape or label.ndim != (2 if labels is not None else 3):
+            raise ValueError(
+                f"student_logits [N, K] {tuple(student_logits.shape)} do not fit teacher_logits [V, N, K] or labels [N, K] "
+                f"{tuple(label.shape)}"
+            )
+        if label.numel() == 0:
+            raise ValueError(f"logits are empty {tuple(label.shape)}: the mean over their rows is undefined")
+        tensors += [student_logits, label]
+    if not all(x.is_floating_point() for x in tensors):
+        raise ValueError("l1_kl_loss takes floating-point tensors, found " + ", ".join(str(x.dtype)[6:] for x in tensors))
+    return tensors

@@ -1,0 +1,213 @@
+"""The combined L1/KL loss: its eager reference against the objective's terms, its kernels in the interpreter and compiled."""
+
+import contextlib
+import functools
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from dgfast.training import losses
+
+ROOT = Path(__file__).parents[1]
+NVIDIA = Path(triton.__file__).parent / "backends/nvidia/bin"
+TABLE = ROOT / "docs/kernels_l1_kl_registers.md"
+STYLES = ["soft", "hard", "appearance", "uniform", "two-label"]
+
+
+@pytest.fixture(scope="module")
+def l1_kl():
+    from dgfast.kernels import l1_kl
+
+    return l1_kl
+
+
+def made(*shape, dtype=torch.float32, seed=0, last=False, grad=True):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    return x.requires_grad_(grad)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_reference_equals_the_terms_of_the_objective(l1_kl, style):
+    """Two streams of every term, as one iteration sums them; every label style takes this route."""
+    images, codes = [made(2, 3, 8, 4, seed=i) for i in range(4)], [made(2, 5, seed=i) for i in range(4)]
+    students, teachers = [made(2, 7, seed=i) for i in (5, 6)], [made(2, 2, 7, seed=i, grad=False) for i in (7, 8)]
+    clothes, body = torch.tensor([0, 1]), torch.tensor([3, 1])
+    leaves = [images[0], images[2], codes[0], codes[2], *students]
+
+    labels = [losses.soft_label(style, t, clothes, body) for t in teachers]
+    image = losses.reconstruction(images[0], images[1].detach()) + losses.reconstruction(images[2], images[3].detach())
+    code = losses.reconstruction(codes[0], codes[1].detach()) + losses.reconstruction(codes[2], codes[3].detach())
+    primary = sum(losses.primary(label, s) for label, s in zip(labels, students, strict=True))
+    expected = 5 * image + 0.3 * code + 2 * primary
+    wanted = torch.autograd.grad(expected, leaves)
+
+    pairs = [(images[0], images[1]), (images[2], images[3]), (codes[0], codes[1]), (codes[2], codes[3])]
+    source = {"teacher_logits": torch.cat(teachers, 1)} if style == "soft" else {"labels": torch.cat(labels)}
+    total, terms = l1_kl.l1_kl_loss(pairs, [5, 5, 0.3, 0.3], torch.cat(students), kl_weight=2 * 2.0, **source)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(
+        torch.stack([terms[0] + terms[1], terms[2] + terms[3], 2 * terms[4]]), torch.stack([image, code, primary])
+    )
+    assert not terms.requires_grad
+    for found, right in zip(torch.autograd.grad(total, leaves), wanted, strict=True):
+        torch.testing.assert_close(found, right)
+
+
+def test_the_reference_has_the_gradients_of_its_values(l1_kl):
+    teacher = made(3, 2, 5, dtype=torch.float64, seed=3, grad=False)
+    target = made(2, 3, dtype=torch.float64, seed=4, grad=False)
+
+    def total(prediction, student):
+        return l1_kl.l1_kl_loss([(prediction, target)], [0.7], student, teacher, 1.3)[0]
+
+    assert torch.autograd.gradcheck(total, (made(2, 3, dtype=torch.float64), made(2, 5, dtype=torch.float64, seed=1)))
+
+
+def test_mistakes_are_named(l1_kl):
+    loss, x, logits = l1_kl.l1_kl_loss, torch.zeros(2, 3), torch.zeros(2, 5)
+    views = torch.zeros(2, 2, 5)
+    for message, call in {
+        "2 pairs and 1 weights": lambda: loss([(x, x)] * 2, [1.0]),
+        "pair 1: .* must have one shape": lambda: loss([(x, x), (x, x[:, :2])], [1.0, 1.0]),
+        "pair 0 is empty": lambda: loss([(x[:0], x[:0])], [1.0]),
+        "nothing to sum": lambda: loss([], []),
+        "one of them": lambda: loss([], [], logits, views, labels=logits),
+        "student_logits need": lambda: loss([], [], logits),
+        "and these need student_logits": lambda: loss([(x, x)], [1.0], None, views),
+        "do not fit": lambda: loss([], [], logits, logits),
+        "logits are empty": lambda: loss([], [], logits[:0], views[:, :0]),
+        "floating-point": lambda: loss([(x.long(), x)], [1.0]),
+        "impl is auto": lambda: loss([(x, x)], [1.0], impl="cuda"),
+        "needs CUDA tensors, found cpu": lambda: loss([(x, x)], [1.0], impl="triton"),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_reasons_against_the_kernel(l1_kl):
+    with FakeTensorMode():
+        there, wide = torch.empty(2, device="cuda"), torch.empty(2, dtype=torch.float64, device="cuda")
+        other = torch.empty(2, device="cuda:1")
+        assert l1_kl.eager_reason([there, there.bfloat16(), there.half()]) is None
+        assert "float64" in l1_kl.eager_reason([there, wide])
+        assert "cuda:1" in l1_kl.eager_reason([there, other])
+        assert "cpu" in l1_kl.eager_reason([there, torch.empty(2)])
+
+
+def test_on_a_gpu_the_kernel_is_chosen_and_gradients_keep_the_memory_format(l1_kl):
+    with FakeTensorMode():
+        prediction = torch.empty(2, 3, 8, 4, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
+        student = torch.empty(2, 7, device="cuda", requires_grad=True)
+        pairs = [(prediction, torch.empty(2, 3, 8, 4, device="cuda"))]
+        total, terms = l1_kl.l1_kl_loss(pairs, [1.0], student, torch.empty(2, 2, 7, device="cuda"), 1.0)
+        assert "l1_kl" in total.grad_fn.name() and total.device.type == "cuda" and terms.shape == (2,)
+        _, image, logits = total.grad_fn.saved_tensors
+        assert image.is_contiguous(memory_format=torch.channels_last) and logits.shape == (2, 7)
+
+
+def test_kernels_in_the_interpreter():
+    """Their tests run in a process of their own: the interpreter is chosen when triton is imported, for good."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/interpreted/l1_kl_cases.py"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+# --- Ahead of time ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def compiled(l1_kl, capability):
+    """Launches inside compile for this capability and run nothing: yields the list of (kernel's name, compiled kernel)."""
+    target = types.SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", capability, 32),
+        get_current_device=lambda: 1000 + capability,  # a number that no real device has: the key of the kernels' cache
+        get_current_stream=lambda device=None: 0,
+    )
+    found = []
+    kernels = [l1_kl._forward_kernel, l1_kl._reduce_kernel, l1_kl._scale_kernel]
+    with pytest.MonkeyPatch.context() as patch:
+        for kernel in kernels:
+
+            def run(*args, original=kernel.run, name=kernel.__name__, **options):
+                found.append((name, original(*args, **{**options, "warmup": True})))
+
+            patch.setattr(kernel, "run", run)
+        patch.setattr(l1_kl, "_device", lambda x: contextlib.nullcontext())
+        patch.setattr(driver, "_active", target)
+        yield found
+
+
+def step(image, target, code, logits, *, learn=True, last=False):
+    """The loss of one iteration in the dtypes given: images against images, codes, the primary head's logits."""
+    pairs = [(made(2, 3, 64, 32, dtype=image, last=True, grad=learn), made(2, 3, 64, 32, dtype=target, last=not last))] * 6
+    pairs += [(made(2, 128, 16, 8, dtype=code, last=True, grad=learn), made(2, 128, 16, 8, dtype=code, last=True))] * 2
+    pairs += [(made(2, 1024, dtype=code, grad=False), made(2, 1024, dtype=code))] * 2
+    return pairs, [1.0] * 10, made(2, 751, dtype=logits, grad=learn), made(2, 2, 751, dtype=logits), 2.0
+
+
+F32, B16, F16 = torch.float32, torch.bfloat16, torch.float16
+CONFIGURATIONS = {
+    "fp32": functools.partial(step, F32, F32, F32, F32),
+    "fp32, evaluation": functools.partial(step, F32, F32, F32, F32, learn=False),
+    "fp32, contiguous targets": functools.partial(step, F32, F32, F32, F32, last=True),
+    "bf16 codes and logits": functools.partial(step, F32, F32, B16, B16),
+    "bf16": functools.partial(step, B16, B16, B16, B16),
+    "fp16 codes and logits": functools.partial(step, F32, F32, F16, F16),
+}
+
+
+def resources(kernel, capability, folder):
+    """Registers, spilled bytes and shared memory as ptxas and the compiler report them."""
+    source = folder / "kernel.ptx"
+    source.write_text(kernel.asm["ptx"])
+    tool = NVIDIA / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+    name = re.search(r"\.target (\w+)", kernel.asm["ptx"]).group(1)
+    report = subprocess.run(
+        [tool, "-v", f"-arch={name}", source, "-o", folder / "kernel.cubin"], capture_output=True, text=True, check=True
+    ).stderr
+    registers = int(re.search(r"Used (\d+) registers", report).group(1))
+    spills = [int(n) for n in re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report).groups()]
+    return registers, sum(spills), kernel.metadata.shared
+
+
+def test_compiled_kernels_spill_nothing_and_move_16_bytes(l1_kl, tmp_path, monkeypatch):
+    """Every kind of launch for every architecture. DGFAST_WRITE_TABLES=1 writes the table that the documentation shows."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    rows, seen = [], {}
+    for capability in (80, 90, 100):
+        for name, configuration in CONFIGURATIONS.items():
+            with compiled(l1_kl, capability) as found:
+                pairs, weights, student, teacher, kl_weight = configuration()
+                needs = [p.requires_grad for p, _ in pairs] + [student.requires_grad]
+                inputs = [p.detach() for p, _ in pairs], [t.detach() for _, t in pairs]
+                *_, gradients = l1_kl._l1_kl(
+                    *inputs, torch.tensor([*weights, kl_weight]), student.detach(), teacher.detach(), needs
+                )
+                if gradients:
+                    l1_kl._scale(gradients, [1.0] * len(gradients), torch.ones(()))
+            for kernel, binary in found:
+                if binary not in seen:
+                    seen[binary] = resources(binary, capability, tmp_path)
+                registers, spilled, shared = seen[binary]
+                rows.append(f"| sm_{capability} | {name} | `{kernel}` | {registers} | {spilled} | {shared} |")
+                assert spilled == 0, rows[-1]
+                wide = re.findall(r"(ld|st)\.global\.(?:L1::\w+\.)?v(?:4\.b32|2\.b64)", binary.asm["ptx"])
+                if kernel == "_forward_kernel":
+                    assert "ld" in wide and ("st" in wide or not gradients), rows[-1]
+                if kernel == "_scale_kernel":
+                    assert {"ld", "st"} <= set(wide), rows[-1]
+    if os.environ.get("DGFAST_WRITE_TABLES") == "1":
+        head = ["| target | tensors | kernel | registers | spilled bytes | shared bytes |", "|---|---|---|---|---|---|"]
+        TABLE.write_text("\n".join([*head, *rows]) + "\n")
