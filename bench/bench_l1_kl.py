@@ -1,0 +1,86 @@
+"""The combined L1/KL loss of one iteration: eager, torch.compile and the kernel; forward, backward and both.
+
+On a GPU at the real shapes (images 256x128, batch 8 and 64 a stream, 751 identities), with the fraction of the card's copy
+bandwidth that the least possible traffic makes of the time; on a CPU eager against torch.compile, at small shapes.
+"""
+
+import pytest
+import torch
+
+from dgfast.kernels.l1_kl import l1_kl_loss
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+IMAGE = (256, 128) if CUDA else (64, 32)
+IMPLEMENTATIONS = ["eager", "compile", "triton"] if CUDA else ["eager", "compile"]
+ROUNDS = 30
+
+
+def loss_of(name):
+    if name == "compile":
+        return torch.compile(lambda *args: l1_kl_loss(*args, impl="eager"), fullgraph=True)
+    return lambda *args: l1_kl_loss(*args, impl=name)
+
+
+def case(batch, dtype):
+    """Leaves and arguments: six images, two structure codes, two appearance codes, two streams of logits."""
+    rng = torch.Generator(DEVICE).manual_seed(0)
+
+    def made(*shape, grad=False, dtype=dtype):
+        x = torch.randn(shape, generator=rng, device=DEVICE).to(dtype)
+        return (x.to(memory_format=torch.channels_last) if len(shape) == 4 else x).requires_grad_(grad)
+
+    h, w = IMAGE
+    pairs = [(made(batch, 3, h, w, grad=True), made(batch, 3, h, w, dtype=torch.float32)) for _ in range(6)]
+    pairs += [(made(batch, 128, h // 4, w // 4, grad=True), made(batch, 128, h // 4, w // 4)) for _ in range(2)]
+    pairs += [(made(batch, 8192, grad=True), made(batch, 8192)) for _ in range(2)]
+    student, teacher = made(2 * batch, 751, grad=True), made(2, 2 * batch, 751)
+    arguments = (pairs, [5.0] * 4 + [2.0] * 2 + [1.0] * 4, student, teacher, 4.0)
+    return [p for p, _ in pairs] + [student], arguments
+
+
+def check(loss, leaves, arguments):
+    """Values and gradients against the reference: nothing is timed before."""
+    total, terms = loss(*arguments)
+    right, right_terms = l1_kl_loss(*arguments, impl="eager")
+    torch.testing.assert_close(total, right, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(terms, right_terms, rtol=1e-5, atol=1e-5)
+    gradients = zip(torch.autograd.grad(total, leaves), torch.autograd.grad(right, leaves), strict=True)
+    for found, expected in gradients:
+        torch.testing.assert_close(found, expected, rtol=8e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward", "both"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("batch", [8, 64] if CUDA else [2])
+def test_loss(benchmark, copy_bandwidth, batch, dtype, implementation, phase):
+    leaves, arguments = case(batch, dtype)
+    torch.compiler.reset()
+    loss = loss_of(implementation)
+    check(loss, leaves, arguments)
+
+    def wait():
+        if CUDA:
+            torch.cuda.synchronize()
+
+    def begin():
+        total = loss(*arguments)[0] if phase == "backward" else None
+        wait()
+        return (total,), {}
+
+    def run(total):
+        if phase != "backward":
+            total = loss(*arguments)[0]
+        if phase != "forward":
+            torch.autograd.grad(total, leaves)
+        wait()
+
+    benchmark.group = f"batch {batch}, {str(dtype)[6:]}, {phase}"
+    benchmark.pedantic(run, setup=begin, rounds=ROUNDS, warmup_rounds=3)
+    if copy_bandwidth and benchmark.enabled and phase == "both":
+        # Least traffic: every input read once, every gradient written once.
+        inputs = [x for pair in arguments[0] for x in pair] + list(arguments[2:4])
+        fraction = sum(x.nbytes for x in [*inputs, *leaves]) / benchmark.stats.stats.min / copy_bandwidth
+        benchmark.extra_info["fraction of copy bandwidth"] = round(fraction, 3)
+        print(f"\n{benchmark.group}, {implementation}: {fraction:.0%} of copy bandwidth")
