@@ -1,15 +1,13 @@
-"""The terms of the objective, named as in the paper (CVPR 2019, section 3; numbers: docs/method.md, section 2)."""
+"""The terms of the objective, named as in the paper (CVPR 2019, section 3; numbers: docs/method.md, section 2).
+
+Reconstructions and the divergence from the label are not here: `dgfast.kernels.l1_kl_loss` sums them in one pass.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dgfast.config import LabelStyle
-
-
-def reconstruction(prediction: Tensor, target: Tensor) -> Tensor:
-    """L1 between two tensors of one shape, mean over all values (paper, equations 1 to 4)."""
-    return F.l1_loss(prediction.float(), target.float())
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -40,7 +38,7 @@ def gradient_penalty(maps: list[Tensor], images: Tensor) -> Tensor:
     return penalty
 
 
-def soft_label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structure: Tensor) -> Tensor:
+def label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structure: Tensor) -> Tensor:
     """The label of generated images for the primary head (paper, section 3.2, equation 6 and its alternatives).
 
     Args:
@@ -66,8 +64,3 @@ def soft_label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, st
         kept = probabilities.clamp_min(torch.finfo(torch.float32).tiny) * either
         return kept / kept.sum(1, keepdim=True)
     raise ValueError(f"label style {style!r} is unknown")
-
-
-def primary(label: Tensor, logits: Tensor) -> Tensor:
-    """KL(label || softmax(logits)), summed over classes, mean over the batch (paper, equation 7). [N, K] each."""
-    return F.kl_div(logits.float().log_softmax(1), label, reduction="batchmean")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dgfast.config import LabelStyle, LossConfig
 from dgfast.data.loading import PairBatch
+from dgfast.kernels import l1_kl_loss
 from dgfast.models import DGNet, Teacher
 from dgfast.models.structure import grey
 
@@ -20,6 +21,7 @@ from . import losses
 from .frozen import frozen, untracked
 
 Losses = dict[str, Tensor]
+Pair = tuple[Tensor, Tensor]
 Output = TypeVar("Output", bound=tuple[Tensor, ...])
 
 
@@ -147,30 +149,30 @@ def generator_losses(
     learned = networks.appearance
     judge = frozen(networks.appearance, batch_statistics)  # E_a': gradient reaches the image, not the weights
 
+    # Reconstructions: name -> weight, and (found, wanted) of both streams. Each is a mean absolute difference; all are summed in
+    # one pass at the end, together with the divergence of the primary head.
+    l1: dict[str, tuple[float, tuple[Pair, Pair]]] = {}
+
     # --- Self-identity generation: an image from its own codes, and from the code of its positive (equations 1 and 2)
-    image = losses.reconstruction(a.reconstructed, batch.a.image) + losses.reconstruction(
-        b.reconstructed, batch.b.image
-    )
-    positive = losses.reconstruction(a.reconstructed_positive, batch.a.image) + losses.reconstruction(
-        b.reconstructed_positive, batch.b.image
-    )
+    l1["image"] = weights.image, ((a.reconstructed, batch.a.image), (b.reconstructed, batch.b.image))
+    l1["positive"] = weights.positive, ((a.reconstructed_positive, batch.a.image), (b.reconstructed_positive, batch.b.image))
 
     # --- Cross-identity generation: both codes must be found again in the generated image (equation 4)
     again_a, again_b = each(judge, (x_ba, x_ab), joint_statistics)
     f_a, f_b = again_a.code, again_b.code
     if not appearance_code_gradient:
         f_a, f_b = f_a.detach(), f_b.detach()
-    appearance_code = losses.reconstruction(f_a, a.f) + losses.reconstruction(f_b, b.f)
+    l1["appearance_code"] = weights.appearance_code, ((f_a, a.f), (f_b, b.f))
 
     swapped = torch.cat([x_ab, x_ba])  # in the order of their structures: a's bodies, b's bodies
     if structure_learns:
         s_a, s_b = networks.structure(grey(swapped.detach())).chunk(2)
     else:
         s_a, s_b = frozen(networks.structure)(grey(swapped)).chunk(2)
-    structure_code = losses.reconstruction(s_a, a.s.detach()) + losses.reconstruction(s_b, b.s.detach())
+    l1["structure_code"] = weights.structure_code, ((s_a, a.s.detach()), (s_b, b.s.detach()))
 
     cycled_a, cycled_b = networks.decoder(torch.cat([s_a, s_b]), torch.cat([f_a, f_b])).chunk(2)
-    cycle = losses.reconstruction(cycled_a, batch.a.image) + losses.reconstruction(cycled_b, batch.b.image)
+    l1["cycle"] = weights.cycle, ((cycled_a, batch.a.image), (cycled_b, batch.b.image))
 
     # --- The generated image must carry the identity of its clothes (equation 3)
     generated_identity = losses.cross_entropy(again_a.prim_logits, y_a) + losses.cross_entropy(again_b.prim_logits, y_b)
@@ -189,35 +191,39 @@ def generator_losses(
     positive_identity = positive_identity + losses.cross_entropy(positive_b.prim_logits, y_b)
 
     # --- Primary and fine-grained learning on generated images (equations 6 to 8): the images are data here, E_a learns
-    primary = fine = image.new_zeros(())
+    soft: dict[str, Tensor] = {}
+    primary = fine = identity.new_zeros(())
     if weights.teacher:
         with untracked(learned):  # at test E_a meets real images: its running statistics are theirs alone
             student_a, student_b = each(learned, (x_ba.detach(), x_ab.detach()), joint_statistics)
-        said_a, said_b = teach(teacher, (x_ba, x_ab), batch_statistics, joint_statistics)
-        label_a = losses.soft_label(label_style, said_a, y_a, y_b)
-        label_b = losses.soft_label(label_style, said_b, y_b, y_a)
-        primary = losses.primary(label_a, student_a.prim_logits) + losses.primary(label_b, student_b.prim_logits)
+        said = torch.cat(teach(teacher, (x_ba, x_ab), batch_statistics, joint_statistics), 1)
+        soft["student_logits"] = torch.cat([student_a.prim_logits, student_b.prim_logits])
+        if label_style == "soft":
+            soft["teacher_logits"] = said
+        else:
+            soft["labels"] = losses.label(label_style, said, torch.cat([y_a, y_b]), torch.cat([y_b, y_a]))
         # fine-grained features are those of the body, not of the clothes: hair, hat, bag, build
         fine = losses.cross_entropy(student_a.fine_logits, y_b) + losses.cross_entropy(student_b.fine_logits, y_a)
 
+    # --- The sum (equation 13). The divergence is a mean over both streams together: half of what the two means add up to.
+    l1_kl, terms = l1_kl_loss(
+        [pair for _, pairs in l1.values() for pair in pairs],
+        [weight for weight, pairs in l1.values() for _ in pairs],
+        kl_weight=2 * weights.teacher,
+        **soft,
+    )
+    if soft:
+        primary = 2 * terms[-1]
     total = (
-        weights.image * image
-        + weights.positive * positive
-        + weights.appearance_code * appearance_code
-        + weights.structure_code * structure_code
-        + weights.cycle * cycle
+        l1_kl
         + weights.identity * identity
         + weights.positive_identity * positive_identity
         + weights.generated_identity * generated_identity
         + weights.adversarial * adversarial
-        + weights.teacher * (primary + weights.fine * fine)
+        + weights.teacher * weights.fine * fine
     )
     return {
-        "image": image,
-        "positive": positive,
-        "appearance_code": appearance_code,
-        "structure_code": structure_code,
-        "cycle": cycle,
+        **dict(zip(l1, terms[: 2 * len(l1)].view(-1, 2).sum(1), strict=True)),
         "identity": identity,
         "positive_identity": positive_identity,
         "generated_identity": generated_identity,
