@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dgfast.errors import UserError
+
 if TYPE_CHECKING:
     from dgfast.models import DGNet
 
@@ -22,4 +24,6 @@ def load(path: str | Path) -> "DGNet":
     from dgfast.models.dgnet import load_model  # here, so that `import dgfast` costs nothing
 
     path = Path(path)
+    if path.is_dir() and not (path / "model.safetensors").is_file():
+        raise UserError(f"{path} holds no model.safetensors; expected a finished run: go on with `dgfast train --resume {path}`")
     return load_model(path / "model.safetensors" if path.is_dir() else path, "dgnet")

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dgfast.errors import UserError
+
 LabelStyle = Literal["soft", "hard", "appearance", "uniform", "two-label"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -60,7 +62,7 @@ class ModelConfig:
     """Sizes of the networks (method, section 1)."""
 
     backbone: str = "resnet50"
-    """Re-ID backbone of E_a and the teacher: resnet50, small16 or small32."""
+    """Re-ID backbone of E_a and the teacher: resnet50, or small16, small32 for small images and CPUs."""
     parts: int = 4
     """Horizontal stripes of the appearance code."""
     embedding: int = 512
@@ -156,7 +158,7 @@ class TeacherConfig:
     """The baseline network, trained first (paper, section 3.2 and table 1)."""
 
     teacher: Path | None = None
-    """Weights of a trained teacher; its stage is then skipped."""
+    """A trained teacher, whose stage is then skipped: a run directory, or its teacher.safetensors."""
     teacher_iterations: int = 24_000
     """Iterations of the teacher's stage."""
     teacher_batch_size: int = 32
@@ -196,7 +198,7 @@ class RunConfig:
     checkpoint_every: int = 2_000
     """Iterations between two checkpoints (the last is kept, and the one before it)."""
     stop_after: int | None = None
-    """Save and leave after so many iterations of the DG-Net stage, as if interrupted; the run can be resumed."""
+    """Save and leave after this iteration of the DG-Net stage (counted from its start), as if interrupted; can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ class Config:
     """The whole tree."""
 
     preset: str = "quickstart"
-    """Named set of defaults; every other flag overrides it."""
+    """Named set of defaults: quickstart, market1501, dukemtmc, msmt17, cuhk03np, folder. Every other flag overrides it."""
     data: DataConfig = field(default_factory=DataConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -223,6 +225,53 @@ class Config:
     teaching: TeacherConfig = field(default_factory=TeacherConfig)
     run: RunConfig = field(default_factory=RunConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+
+
+TEACHER_IMAGES = 4  # images of one pair of samples, all of which the teacher sees
+
+
+def check(config: Config) -> None:
+    """Refuse numbers that no run can have, before anything is read or written.
+
+    Raises:
+        UserError: the first of them, by its flag.
+    """
+    data, optim, teaching, run = config.data, config.optim, config.teaching, config.run
+    for name in ("image_height", "image_width"):
+        side = getattr(data, name)
+        _expect(side >= 48 and side % 16 == 0, name, side, "divisible by 16 and at least 48 (E_s's dilations need that)")
+    for group, names in (
+        (optim, ("batch_size",)),
+        (teaching, ("teacher_batch_size",)),
+        (run, ("log_every", "sample_every", "checkpoint_every")),
+        (config.evaluation, ("eval_batch_size",)),
+    ):
+        for name in names:
+            _expect(getattr(group, name) >= 1, name, getattr(group, name), "at least 1")
+    for group, names in (
+        (optim, ("iterations",)),
+        (teaching, ("teacher_iterations",)),
+        (data, ("padding", "loader_workers")),
+        (run, ("threads",)),
+    ):
+        for name in names:
+            _expect(getattr(group, name) >= 0, name, getattr(group, name), "at least 0")
+    for name in ("mirror_probability", "erase_probability"):
+        _expect(0 <= getattr(data, name) <= 1, name, getattr(data, name), "between 0 and 1")
+    _expect(0 <= run.seed < 2**31, "seed", run.seed, "between 0 and 2147483647")
+    size = teaching.teacher_batch_size
+    _expect(size % TEACHER_IMAGES == 0, "teacher_batch_size", size, f"divisible by {TEACHER_IMAGES}, the images of a sample")
+    _expect(
+        data.data_root is not None or config.preset == "quickstart",
+        "data_root",
+        None,
+        f"the folder of the data set, which preset {config.preset} needs (only quickstart makes its own)",
+    )
+
+
+def _expect(fine: bool, name: str, found: object, expected: str) -> None:
+    if not fine:
+        raise UserError(f"--{name.replace('_', '-')} is {found}; expected {expected}")
 
 
 def to_json(config: Any) -> Any:

@@ -21,6 +21,7 @@ from dgfast.training.trainer import write_json
 HELP = """Score a model by the Market-1501 protocol: CMC 1/5/10, mAP by both definitions, single and multi query.
 
 dgfast eval --run runs/latest --data-root /data/Market-1501
+
 dgfast eval --run imported/ --data-root /data/DukeMTMC-reID --dataset dukemtmc        (direct transfer)
 """
 

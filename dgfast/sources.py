@@ -18,8 +18,6 @@ def open_data(config: Config, workers: Workers) -> ReidData:
         UserError: see `data.datasets.load_reid`.
     """
     data = config.data
-    # The plain folder and the photographs of a smoke test have no test split: train on what is there.
-    splits = ("train",) if config.preset == "folder" else ("train", "query", "gallery")
     root = data.data_root
     if root is None:
         root = synthetic_root(config.synthetic, (data.image_height, data.image_width))
@@ -29,7 +27,7 @@ def open_data(config: Config, workers: Workers) -> ReidData:
     kind = data.dataset if data.data_root is not None else "market1501"
     if not workers.first:
         workers.barrier()  # the first process checks the images and keeps the result for the others
-    found = load_reid(root, kind, splits=splits, variant=data.variant, progress=workers.first)
+    found = load_reid(root, kind, variant=data.variant, progress=workers.first)
     if workers.first:
         workers.barrier()
     return found

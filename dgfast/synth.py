@@ -8,11 +8,13 @@ from pathlib import Path
 import tyro
 
 from dgfast.data.pedestrians import generate
+from dgfast.errors import UserError
 from dgfast.launcher import run
 
 HELP = """Synthetic pedestrians in the layout of Market-1501, with masks of the clothes; the same bytes for any number of workers.
 
 dgfast synth --out pedestrians --identities 40 --seed 1
+
 dgfast synth --out pedestrians --identities 40 --seed 1 --swap-truth 200      (also the true result of 200 swaps)
 """
 
@@ -52,18 +54,21 @@ def main(argv: list[str] | None = None) -> None:
         UserError: the folder is not empty, a value is out of range.
     """
     command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast synth", description=HELP)
-    summary = generate(
-        command.out,
-        identities=command.identities,
-        seed=command.seed,
-        difficulty=command.difficulty,
-        test_identities=command.test_identities,
-        images_per_camera=command.images_per_camera,
-        distractors=command.distractors,
-        size=(command.height, command.width),
-        workers=command.workers or os.cpu_count(),
-        swap_truth=command.swap_truth,
-    )
+    try:
+        summary = generate(
+            command.out,
+            identities=command.identities,
+            seed=command.seed,
+            difficulty=command.difficulty,
+            test_identities=command.test_identities,
+            images_per_camera=command.images_per_camera,
+            distractors=command.distractors,
+            size=(command.height, command.width),
+            workers=command.workers or os.cpu_count(),
+            swap_truth=command.swap_truth,
+        )
+    except OSError as error:
+        raise UserError(f"--out {command.out} cannot be written ({error.strerror}); pass another folder") from error
     print(
         f"{command.out}: {summary.images} images of {summary.identities} people: {summary.train_images} train,"
         f" {summary.query_images} query, {summary.gallery_images} gallery (of them {summary.distractor_images} distractors,"

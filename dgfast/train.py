@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from dgfast.config import PRESETS, Config, from_json
+from dgfast.config import PRESETS, Config, check, from_json, to_json
 from dgfast.data import evaluation_batches
 from dgfast.errors import UserError
 from dgfast.launcher import run
@@ -25,8 +25,11 @@ from dgfast.training.trainer import Trainer, make_run, spread, write_json, write
 HELP = """Train DG-Net: the teacher first, then the networks against it; then evaluate both.
 
 Without arguments: the quick start, on built-in synthetic pedestrians, in minutes on two CPU cores.
+
 With a data set: --preset market1501 --data-root /data/Market-1501 (also dukemtmc, msmt17, cuhk03np, folder).
-To go on after a stop: --resume RUN_DIR. Every flag overrides the preset, or the resumed run's value.
+
+To go on after a stop: --resume RUN_DIR. Every flag overrides the preset, or the resumed run's value; the defaults below are
+those of the preset given with --preset.
 """
 SWAPS = 7  # bodies and clothes of the swap matrix
 
@@ -48,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     command = parse(sys.argv[1:] if argv is None else argv)
     config = command.config
+    check(config)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -56,9 +60,16 @@ def main(argv: list[str] | None = None) -> None:
         data = open_data(config, workers)
         if workers.first:
             print(data.summary())
-        path = workers.share(command.resume or _new_run(config, data.name, workers))
-        began = time.time()
+        path = workers.share(command.resume or _new_path(config, data.name))
         trainer = Trainer(config, data, path, workers, Path(torch.hub.get_dir()))
+        if workers.first:  # only now: what cannot be trained leaves nothing behind
+            if command.resume:
+                write_json(to_json(config), path / "config.json")  # with the flags given now, for the next time
+            else:
+                make_run(config, path)
+                _link_latest(path)
+        workers.barrier()
+        began = time.time()
         networks, teacher = trainer.train()
         if workers.first:
             _report(config, trainer, networks, teacher, time.time() - began)
@@ -117,17 +128,17 @@ def _value(argv: list[str], flag: str) -> str | None:
     return None
 
 
-def _new_run(config: Config, data: str, workers: Workers) -> Path:
-    name = config.run.name or f"{config.preset}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = config.run.out / name
-    if workers.first:
-        make_run(config, path)
-        latest = config.run.out / "latest"
-        if latest.is_symlink() or not latest.exists():
-            link = config.run.out / f".latest.{os.getpid()}"
-            link.symlink_to(name)
-            link.replace(latest)
-    return path
+def _new_path(config: Config, data: str) -> Path:
+    return config.run.out / (config.run.name or f"{config.preset}-{data}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def _link_latest(path: Path) -> None:
+    """Point the link `latest` beside the run directory to it; a real file of that name is left alone."""
+    latest = path.parent / "latest"
+    if latest.is_symlink() or not latest.exists():
+        link = path.parent / f".latest.{os.getpid()}"
+        link.symlink_to(path.name)
+        link.replace(latest)
 
 
 def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher, seconds: float) -> None:

@@ -132,3 +132,37 @@ def test_import_reference_refuses(reference, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         call("--teacher", tmp_path / "absent.pt")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--image-height", "40"], "--image-height is 40; expected divisible by 16"),
+        (["--image-width", "32"], "--image-width is 32; expected divisible by 16 and at least 48"),
+        (["--teacher-batch-size", "6"], "--teacher-batch-size is 6; expected divisible by 4"),
+        (["--batch-size", "0"], "--batch-size is 0; expected at least 1"),
+        (["--iterations", "-3"], "--iterations is -3; expected at least 0"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--preset", "market1501"], "--data-root is None; expected the folder of the data set"),
+        (["--backbone", "vit"], "backbone 'vit' is unknown"),
+        (["--decoder-blocks", "3", "--parts", "2"], "does not divide"),
+        (["--backbone-weights", "/nowhere/w.pth"], "does not exist"),
+    ],
+)
+def test_mistakes_leave_no_run_behind(tmp_path, words, line):
+    root = tiny.market(tmp_path / "market")
+    given = [] if "market1501" in words else ["--data-root", str(root), "--dataset", "market1501"]
+    with pytest.raises(UserError, match=line) as caught:
+        train.main([*given, *words, "--out", str(tmp_path / "runs")])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_synth_into_a_place_that_cannot_be_written():
+    with pytest.raises(UserError, match="cannot be written"):
+        cli.dispatch(["synth", "--out", "/proc/nowhere", "--identities", "4"])
+
+
+def test_load_of_an_unfinished_run(tmp_path):
+    with pytest.raises(UserError, match="--resume"):
+        dgfast.load(tmp_path)

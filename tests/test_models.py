@@ -77,6 +77,12 @@ def test_layer_norm_reference():
     torch.testing.assert_close(layer_norm(x, gamma, beta).double(), y, rtol=1e-5, atol=1e-5)
 
 
+def test_layer_norm_of_one_colour_has_finite_gradients():
+    x = torch.full((2, 3, 4, 4), 0.7, requires_grad=True)
+    layer_norm(x, torch.rand(3), torch.rand(3), slope=0.2).square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
 def test_save_and_load(tmp_path):
     model = DGNet(MODEL, 4).eval()
     save_model(model, MODEL, 4, tmp_path / "model.safetensors")

@@ -198,9 +198,6 @@ def test_label_styles_train(whole, market, tmp_path, style):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"image_height": 40}, "divisible by 16"),
-        ({"image_width": 32}, "at least 48"),
-        ({"teacher_batch_size": 6}, "divisible by 4"),
         ({"decoder_blocks": 3}, "does not divide"),
         ({"backbone": "vit"}, "unknown"),
         ({"teacher": Path("/nowhere/t.safetensors")}, "does not exist"),

@@ -100,7 +100,9 @@ def run_stage(
                     log.tick()
                     if picture and (done % config.sample_every == 0 or done == iterations):
                         log.picture(iteration, "samples", picture(done))
-                interrupted = workers.any(bool(stop.signal)) or (stage.name == "dgnet" and done == config.stop_after)
+                interrupted = workers.any(bool(stop.signal)) or (
+                    stage.name == "dgnet" and config.stop_after is not None and done >= config.stop_after
+                )
                 if done % config.checkpoint_every == 0 or done == iterations or interrupted:
                     save(done)
                 if interrupted and done < iterations:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dgfast.config import Config, to_json
+from dgfast.config import TEACHER_IMAGES, Config, to_json
 from dgfast.data.loading import PairLoader
 from dgfast.data.pairs import PairSampler
 from dgfast.data.records import Record, ReidData
@@ -28,7 +28,6 @@ from .stages import DGNetStage, TeacherStage
 
 log = logging.getLogger("dgfast")
 GRID_COLUMNS = 8
-TEACHER_IMAGES = 4  # images of one pair of samples, all of which the teacher sees
 
 
 class Trainer:
@@ -38,36 +37,25 @@ class Trainer:
         config: everything that decides the result. data: with a training split. run: the run directory, made before.
         workers: the processes. cache: torch's hub folder, where ImageNet weights are looked for.
     Raises:
-        UserError: sizes that do not fit together, a teacher or backbone file that does not serve.
+        UserError: too few identities, sizes that do not fit together, a teacher or backbone file that does not serve.
     """
 
     def __init__(self, config: Config, data: ReidData, run: Path, workers: Workers, cache: Path):
         self.config, self.data, self.run, self.workers, self.cache = config, data, run, workers, cache
         self.image_size = (config.data.image_height, config.data.image_width)
-        if min(self.image_size) < 40 or any(side % 16 for side in self.image_size):
-            raise UserError(
-                f"image size {self.image_size[0]} x {self.image_size[1]} is not possible; expected sides divisible by 16 and at"
-                " least 48 pixels (the structure encoder's dilations need them): mend --image-height and --image-width"
-            )
         if not data.train:
             raise UserError(f"{data.root} has no training images; expected at least two identities to train on")
         if data.num_classes < 2:
-            raise UserError(
-                f"{data.root} has {data.num_classes} training identity; expected at least two: swaps need another"
-            )
-        if config.teaching.teacher_batch_size % TEACHER_IMAGES:
-            raise UserError(
-                f"--teacher-batch-size {config.teaching.teacher_batch_size} is not divisible by {TEACHER_IMAGES};"
-                " expected that: a sample brings two images of each stream"
-            )
+            raise UserError(f"{data.root} has {data.num_classes} training identity; expected at least two: swaps need another")
         self.precision = MixedPrecision(config.run.precision, workers.device, config.run.tf32)
         torch.manual_seed(config.run.seed)
         try:
             self.networks = DGNet(config.model, data.num_classes)
         except ValueError as error:
-            raise UserError(
-                f"model sizes do not fit together: {error}; mend --parts, --backbone or --decoder-blocks"
-            ) from error
+            raise UserError(f"model sizes do not fit together: {error}; mend --parts, --backbone or --decoder-blocks") from error
+        self.teacher = self._make_teacher()
+        if not config.teaching.start_from_teacher:
+            self._load_backbone(self.networks.appearance.backbone)
 
     def train(self) -> tuple[DGNet, Teacher]:
         """Both stages; goes on where the run directory's checkpoints end. Writes teacher.safetensors and model.safetensors.
@@ -77,14 +65,12 @@ class Trainer:
         Raises:
             Diverged, Interrupted, UserError: see training/loop.py.
         """
-        teacher = self._teacher()
+        teacher = self._train_teacher()
         if self.config.teaching.start_from_teacher:
             # Pooling differs (mean there, maximum here), the directions that tell people apart do not.
             self.networks.appearance.backbone.load_state_dict(teacher.backbone.state_dict())
             for head in (self.networks.appearance.prim, self.networks.appearance.fine):
                 head.load_state_dict(teacher.head.state_dict())
-        else:
-            self._load_backbone(self.networks.appearance.backbone)
         networks = self._place(self.networks)
         batch = self.config.optim.batch_size
         stage = DGNetStage(networks, teacher, self.config, self.workers, self.precision)
@@ -101,24 +87,29 @@ class Trainer:
         self._save(networks, "model.safetensors")
         return networks.eval(), teacher.eval()
 
-    def _teacher(self) -> Teacher:
-        """The teacher: from a file, or trained here."""
-        if self.config.teaching.teacher is not None:
-            teacher = load_model(self.config.teaching.teacher, "teacher")
-            found = teacher.head.classify.out_features
-            if found != self.data.num_classes:
-                raise UserError(
-                    f"teacher {self.config.teaching.teacher} knows {found} identities, the training set has"
-                    f" {self.data.num_classes}; expected the same: train it on this data set, or leave --teacher away"
-                )
-            if self.config.teaching.start_from_teacher:
-                self._check_backbone(teacher)
-            teacher = self._place(teacher)
-        else:
+    def _make_teacher(self) -> Teacher:
+        """The teacher as it is before its stage, or from a file."""
+        path = self.config.teaching.teacher
+        if path is None:
             torch.manual_seed(self.config.run.seed + 1)
             teacher = make_teacher(self.config.model, self.data.num_classes)
             self._load_backbone(teacher.backbone)
-            teacher = self._place(teacher)
+            return teacher
+        teacher = load_model(path / "teacher.safetensors" if path.is_dir() else path, "teacher")
+        found = teacher.head.classify.out_features
+        if found != self.data.num_classes:
+            raise UserError(
+                f"teacher {path} knows {found} identities, the training set has {self.data.num_classes}; expected the same:"
+                " train it on this data set, or leave --teacher away"
+            )
+        if self.config.teaching.start_from_teacher:
+            self._check_backbone(teacher)
+        return teacher
+
+    def _train_teacher(self) -> Teacher:
+        """The teacher after its stage, which is skipped where it came from a file."""
+        teacher = self._place(self.teacher)
+        if self.config.teaching.teacher is None:
             batch = self.config.teaching.teacher_batch_size // TEACHER_IMAGES
             run_stage(
                 TeacherStage(teacher, self.config, self.workers, self.precision),

@@ -1,0 +1,243 @@
+"""The normalising kernels in Triton's interpreter; tests/test_adain.py runs this file with TRITON_INTERPRET=1."""
+
+import importlib
+
+import pytest
+import torch
+from dgfast.kernels import adain, layer_norm
+
+fused = importlib.import_module("dgfast.kernels.adain")
+Tiling = fused.Tiling
+
+# Of the reference's largest value, for outputs and gradients. With a mean of 50 deviations one rounding of that mean is 2e-6 of
+# every normalised value, and gradients sum over them (eager fp32: up to 1e-4). The interpreter truncates where a GPU rounds.
+TOLERANCE = {torch.float32: (2e-5, 1e-4), torch.float16: (2e-3, 2e-3), torch.bfloat16: (1.6e-2, 1.6e-2)}
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+PLANE = Tiling(32, 16, 4, 0)
+SPLIT = Tiling(16, 16, 4, 32)
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    """torch.empty gives NaN: a value that no kernel writes, or that one reads before writing, shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    names, launch = [], fused._launch
+
+    def counting(kernel, *args, **constants):
+        names.append(kernel.__name__)
+        launch(kernel, *args, **constants)
+
+    monkeypatch.setattr(fused, "_launch", counting)
+    return names
+
+
+def random(*shape, dtype=FP32, seed=0):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def inside(x):
+    """The same values as the inside of a tensor with a border of one pixel."""
+    n, c, h, w = x.shape
+    padded = torch.full((n, c, h + 2, w + 2), torch.nan, dtype=x.dtype).to(memory_format=torch.channels_last)
+    padded[..., 1:-1, 1:-1] = x
+    return padded[..., 1:-1, 1:-1]
+
+
+def check(found, expected, dtype, what):
+    error = (found.double() - expected).abs().max() / expected.abs().max()
+    assert error <= TOLERANCE[dtype][what != "output"], f"{what}: {error:.2e}"  # NaN fails too
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "tiling", "pad", "injected", "residual", "slope"),
+    [
+        ((2, 16, 8, 6), FP32, PLANE, 1, True, True, 0.2),
+        ((2, 16, 8, 6), FP32, SPLIT, 1, True, True, 0.2),
+        ((1, 17, 5, 3), FP32, PLANE, 2, True, False, 1.0),
+        ((1, 17, 5, 3), FP32, SPLIT, 0, False, True, 0.2),
+        ((3, 33, 7, 9), FP32, Tiling(16, 64, 4, 0), 0, True, True, 0.2),
+        ((2, 3, 3, 4), FP32, PLANE, 2, False, True, 0.2),  # every row lies in both borders
+        ((1, 5, 1, 13), FP32, PLANE, 0, True, False, 0.2),
+        ((2, 20, 9, 11), BF16, PLANE, 1, True, True, 0.2),
+        ((2, 20, 9, 11), BF16, SPLIT, 3, True, False, 0.2),
+        ((2, 20, 9, 11), FP16, PLANE, 1, False, True, 1.0),
+        ((2, 20, 9, 11), FP16, SPLIT, 1, True, True, 0.2),
+        ((1, 8, 67, 61), FP32, Tiling(512, 8, 4, 0), 1, True, False, 0.2),
+        ((1, 8, 67, 61), BF16, Tiling(512, 8, 4, 1024), 1, True, True, 0.2),
+    ],
+)
+def test_adain_against_fp64(shape, dtype, tiling, pad, injected, residual, slope):
+    n, c = shape[:2]
+    x = (random(*shape) * 0.1 + 5).to(dtype)  # an offset that E[x^2] - E[x]^2 would not survive
+    scale, bias = (random(n, c, dtype=dtype, seed=1), random(n, c, dtype=dtype, seed=2)) if injected else (None, None)
+    added = random(*shape, dtype=dtype, seed=3) if residual else None
+    exact = [None if t is None else t.double().requires_grad_() for t in (x, scale, bias, added)]
+    expected = fused._adain_eager(*exact, 1e-5, slope, pad)
+    upstream = random(*expected.shape, dtype=dtype, seed=4)
+    expected.backward(upstream.double())
+
+    out, mean, rstd = fused._forward(x, scale, bias, added, 1e-5, slope, pad, False, tiling)
+    folded = dtype if residual and pad else None
+    found = fused._backward(upstream, x, scale, bias, mean, rstd, folded, 1e-5, slope, pad, False, tiling)
+
+    assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+    check(out, expected, dtype, "output")
+    for name, gradient, reference in zip(("x", "scale", "bias", "residual"), found, exact, strict=True):
+        if reference is not None and (name != "residual" or folded):
+            assert gradient.dtype == dtype and gradient.shape == reference.shape
+            check(gradient, reference.grad, dtype, name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "tiling", "pad", "slope"),
+    [
+        ((2, 16, 8, 6), FP32, SPLIT, 0, 0.2),
+        ((1, 17, 5, 3), FP32, SPLIT, 2, 1.0),  # two blocks of channels, the second with one channel
+        ((2, 20, 9, 11), BF16, SPLIT, 1, 0.2),
+        ((2, 20, 9, 11), FP16, Tiling(32, 32, 4, 64), 0, 0.2),
+        ((1, 8, 67, 61), FP32, Tiling(512, 8, 4, 1024), 1, 0.2),
+    ],
+)
+def test_layer_norm_against_fp64(shape, dtype, tiling, pad, slope):
+    x = (random(*shape) * 0.1 + 5).to(dtype)
+    gamma, beta = random(shape[1], seed=1), random(shape[1], seed=2)
+    exact = [t.double().requires_grad_() for t in (x, gamma, beta)]
+    expected = fused._layer_norm_eager(*exact, 1e-5, slope, pad)
+    upstream = random(*expected.shape, dtype=dtype, seed=4)
+    expected.backward(upstream.double())
+    out, mean, rstd = fused._forward(x, gamma, beta, None, 1e-5, slope, pad, True, tiling)
+    found = fused._backward(upstream, x, gamma, beta, mean, rstd, None, 1e-5, slope, pad, True, tiling)
+    check(out, expected, dtype, "output")
+    for name, gradient, reference in zip(("x", "gamma", "beta"), found, exact, strict=False):
+        check(gradient, reference.grad, dtype, name)
+
+
+def test_a_constant_sample_has_a_gradient():
+    x = torch.full((1, 4, 3, 3), 5.0).requires_grad_()
+    out = layer_norm(x, torch.ones(4), torch.zeros(4), impl="triton")
+    out.backward(random(*out.shape))
+    assert out.abs().max() == 0 and x.grad.isfinite().all()
+
+
+def test_border_is_the_reflection_of_the_inside():
+    x = random(2, 16, 6, 5)
+    bare = adain(x, slope=0.2, impl="triton")
+    assert torch.equal(adain(x, slope=0.2, pad=3, impl="triton"), torch.nn.functional.pad(bare, (3,) * 4, mode="reflect"))
+
+
+def test_views_are_read_in_place_and_other_layouts_converted():
+    x, added = random(2, 16, 6, 5), random(2, 16, 6, 5, seed=1)
+    upstream = random(2, 16, 8, 7, seed=2)
+
+    def run(x, added, upstream):
+        x, added = x.detach().requires_grad_(), added.detach().requires_grad_()
+        before = fused.fallbacks()
+        out = adain(x, slope=0.2, residual=added, pad=1, impl="triton")
+        out.backward(upstream)
+        return (out, x.grad, added.grad), {k: v - before.get(k, 0) for k, v in fused.fallbacks().items() if v > before.get(k, 0)}
+
+    expected, counted = run(x, added, upstream)
+    assert not counted
+    found, counted = run(inside(x), inside(added), inside(upstream))
+    assert not counted and all(map(torch.equal, found, expected))
+    found, counted = run(x.contiguous(), added.contiguous(), upstream.contiguous())
+    assert all(map(torch.equal, found, expected))
+    assert counted == {
+        # Once in the forward and once in the backward pass: the converted copy is not kept.
+        "x converted to channels-last": 2,
+        "residual converted to channels-last": 1,
+        "gradient converted to channels-last": 1,
+    }
+
+
+def test_launches(launches):
+    """One each way where a program holds a plane, two where the reduction is split; the residual's gradient comes for free."""
+    x = random(2, 16, 6, 5).requires_grad_()
+    added = random(2, 16, 6, 5, seed=1).requires_grad_()
+    scale, bias = random(2, 16, seed=2).requires_grad_(), random(2, 16, seed=3).requires_grad_()
+    for tiling, forward, backward in (
+        (PLANE, ["_plane_forward"], ["_plane_backward"]),
+        (SPLIT, ["_split_statistics", "_split_forward"], ["_split_sums", "_split_backward"]),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused, "tilings", lambda *_, tiling=tiling: [tiling])
+            # A residual block: two of them.
+            y = adain(x, scale, bias, slope=0.2, pad=1, impl="triton")
+            out = adain(y[..., 1:-1, 1:-1], scale, bias, residual=added, impl="triton")
+            assert launches == 2 * forward
+            launches.clear()
+            out.backward(out.detach())
+            assert launches == 2 * backward
+            launches.clear()
+    out = layer_norm(x, scale[0], bias[0], slope=0.2, impl="triton")
+    out.backward(out.detach())
+    assert launches == ["_split_statistics", "_split_forward", "_split_sums", "_split_backward"]
+
+
+def test_only_wanted_gradients(launches):
+    x, added = random(1, 8, 4, 4), random(1, 8, 4, 4, seed=1).requires_grad_()
+    out = adain(x, residual=added, impl="triton")
+    launches.clear()
+    out.backward(2 * out.detach())
+    assert not launches and torch.equal(added.grad, 2 * out.detach())
+
+
+def test_same_bits_twice():
+    x, gamma, beta = random(2, 16, 12, 10), random(16, seed=1), random(16, seed=2)
+
+    def run():
+        out, mean, rstd = fused._forward(x, gamma, beta, None, 1e-5, 0.2, 1, True, SPLIT)
+        return out, *fused._backward(out, x, gamma, beta, mean, rstd, None, 1e-5, 0.2, 1, True, SPLIT)
+
+    assert all(map(torch.equal, run(), run()))
+
+
+@pytest.mark.parametrize("case", ["injected", "plain", "layer norm"])
+def test_opcheck(case):
+    torch.use_deterministic_algorithms(False)  # its own comparisons read the NaN of unused outputs
+    x = random(2, 16, 6, 5).requires_grad_()
+    if case == "injected":
+        rows = random(2, 16, seed=1).requires_grad_(), random(2, 16, seed=2).requires_grad_()
+        args = (x, *rows, inside(random(2, 16, 6, 5, seed=3)).requires_grad_(), 1e-5, 0.2, 1, False)
+    elif case == "plain":
+        args = (x, None, None, None, 1e-5, 1.0, 0, False)
+    else:
+        args = (x, random(16, seed=1).requires_grad_(), random(16, seed=2), None, 1e-5, 0.2, 1, True)
+    torch.library.opcheck(torch.ops.dgfast.inject.default, args)
+
+
+def test_compiles_into_one_graph():
+    x, added = random(2, 16, 6, 5).requires_grad_(), random(2, 16, 6, 5, seed=1).requires_grad_()
+    rows = random(2, 16, seed=2).requires_grad_(), random(2, 16, seed=3).requires_grad_()
+
+    def block(x, added, *rows):
+        y = adain(x * 2, *rows, slope=0.2, residual=added, pad=1, impl="triton")
+        return layer_norm(y, rows[0][0], rows[1][0], impl="triton")
+
+    out = block(x, added, *rows)
+    again = torch.compile(block, fullgraph=True, backend="aot_eager")(x, added, *rows)
+    upstream = random(*out.shape, seed=4)
+    expected = torch.autograd.grad(out, (x, added, *rows), upstream)
+    found = torch.autograd.grad(again, (x, added, *rows), upstream)
+    torch.testing.assert_close([again, *found], [out, *expected])
+    assert again.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_autocast_keeps_formats():
+    x = (random(2, 16, 6, 5) * 0.1 + 5).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = torch.nn.functional.conv2d(x, torch.eye(16).view(16, 16, 1, 1))
+        rows = torch.nn.functional.linear(random(2, 4), random(32, 4, seed=1)).chunk(2, 1)
+        out = adain(half, *rows, slope=0.2, impl="triton")
+        eager = adain(half, *rows, slope=0.2, impl="eager")
+    assert half.dtype == rows[0].dtype == out.dtype == BF16
+    out.backward(random(*out.shape, dtype=BF16))
+    assert x.grad.dtype == FP32 and x.grad.isfinite().all()
+    check(out, eager.double(), BF16, "output")

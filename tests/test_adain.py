@@ -1,0 +1,130 @@
+"""The normalising operations: which way is taken, what is refused, and the kernels themselves in Triton's interpreter."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dgfast.kernels import adain, layer_norm
+
+fused = importlib.import_module("dgfast.kernels.adain")
+
+
+def test_kernels_in_the_interpreter():
+    """In a process of its own: the interpreter must be chosen before Triton is imported, and bars compiling."""
+    here = Path(__file__).parent
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", here / "interpreted" / "adain_cases.py"],
+        cwd=here.parent,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0 and " passed" in found.stdout, found.stdout[-6000:] + found.stderr[-2000:]
+
+
+def reasons(run):
+    before = fused.fallbacks()
+    run()
+    return {reason: n - before.get(reason, 0) for reason, n in fused.fallbacks().items() if n > before.get(reason, 0)}
+
+
+def test_the_cpu_takes_the_eager_path_and_says_so():
+    x = torch.randn(2, 3, 4, 5)
+    assert reasons(lambda: adain(x)) == {"tensor on the cpu": 1}
+    assert reasons(lambda: layer_norm(x, torch.ones(3), torch.zeros(3))) == {"tensor on the cpu": 1}
+    assert reasons(lambda: adain(x, impl="eager")) == {}  # asked for: no fallback
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "pad", "reason"),
+    [
+        ((2, 3, 4, 5), torch.float64, 0, "dtype torch.float64"),
+        ((2, 3, 4, 5), torch.float32, 4, "border wider than the image"),
+        ((0, 3, 4, 5), torch.float32, 0, "no values"),
+        ((2, 1, 1, 1), torch.float32, 0, "one value a sample"),
+        ((2, 3, 4), torch.float32, 0, "3 dimensions"),
+        ((1, 2**11, 2**10, 2**10), torch.float32, 0, "samples of 2^31 values"),
+        ((1, 2**11, 2**10, 2**9), torch.bfloat16, 0, None),
+    ],
+)
+def test_what_the_kernels_do_not_take(shape, dtype, pad, reason):
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    assert fused._obstacle(x, (None,), pad, cpu=True) == reason
+    assert fused._obstacle(x, (None,), pad, cpu=False) == "tensor on the meta"
+
+
+def test_mixed_devices_and_formats_are_not_taken():
+    x = torch.empty(2, 3, 4, 5)
+    assert fused._obstacle(x, (torch.empty(2, 3, device="meta"),), 0, cpu=True) == "tensors on several devices"
+    assert fused._obstacle(x, (torch.empty(2, 3, dtype=torch.float64),), 0, cpu=True) == "dtype torch.float64"
+
+
+def test_wrong_arguments():
+    x = torch.randn(2, 3, 4, 5)
+    with pytest.raises(ValueError, match="together"):
+        adain(x, bias=torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"scale has shape \(3,\), expected \[N, C\] = \(2, 3\)"):
+        adain(x, torch.ones(3), torch.ones(2, 3))
+    with pytest.raises(ValueError, match="residual has shape"):
+        adain(x, residual=torch.ones(2, 3, 4, 1))
+    with pytest.raises(ValueError, match="gamma has shape"):
+        layer_norm(x, torch.ones(4), torch.ones(3))
+    with pytest.raises(ValueError, match="'auto', 'triton' or 'eager'"):
+        adain(x, impl="cuda")
+    with pytest.raises(ValueError, match="tensor on the cpu"):
+        adain(x, impl="triton")
+
+
+def test_the_eager_path_differentiates():
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    scale, bias = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    added = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(x, scale, bias, added):
+        return adain(x, scale, bias, slope=0.2, residual=added, pad=2)
+
+    assert torch.autograd.gradcheck(run, (x, scale, bias, added))
+    assert torch.autograd.gradcheck(lambda *args: layer_norm(*args, slope=0.2, pad=1), (x, scale[0], bias[0]))
+
+
+def test_the_eager_path_compiles_into_one_graph():
+    x = torch.randn(2, 3, 4, 5)
+    found = torch.compile(lambda x: adain(x, slope=0.2, pad=1), fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(found, adain(x, slope=0.2, pad=1))
+
+
+def test_fake_tensors_keep_channels_last():
+    """What torch.compile believes of the operator on a GPU, without one."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(2, 16, 6, 5, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        out = adain(x, slope=0.2, pad=1)
+        assert out.shape == (2, 16, 8, 7) and out.dtype == x.dtype and out.is_contiguous(memory_format=torch.channels_last)
+        rows = torch.empty(2, 16, device="cuda")
+        # Not through autograd, whose engine asks for the device.
+        dx, dscale, _, dresidual = torch.ops.dgfast.inject_backward(
+            out, x, rows, rows, rows, rows, torch.float32, 1e-5, 0.2, 1, False
+        )
+        assert dx.shape == x.shape and dx.dtype == x.dtype and dx.is_contiguous(memory_format=torch.channels_last)
+        assert dscale.shape == (2, 16) and dresidual.shape == x.shape and dresidual.dtype == torch.float32
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize(
+    ("samples", "channels", "pixels"), [(8, 128, 2048), (384, 128, 2048), (48, 32, 8192), (1, 3, 1), (1, 1, 10**7)]
+)
+def test_tilings(itemsize, samples, channels, pixels, per_sample):
+    """A short list of powers of two, at most 64 chunks and a bit to merge, and no plane too long for one program."""
+    found = fused.tilings(itemsize, samples, channels, pixels, per_sample)
+    assert 1 <= len(found) <= 5 and len(set(found)) == len(found)
+    for t in found:
+        assert t.pixels & (t.pixels - 1) == 0 and t.channels & (t.channels - 1) == 0
+        assert t.chunk or (not per_sample and pixels * 32 <= 512 * 1024)
+        if t.chunk:
+            assert t.chunk % t.pixels == 0 and -(-pixels // t.chunk) <= 64
