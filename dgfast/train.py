@@ -62,15 +62,19 @@ def main(argv: list[str] | None = None) -> None:
             print(data.summary())
         path = workers.share(command.resume or _new_path(config, data.name))
         trainer = Trainer(config, data, path, workers, Path(torch.hub.get_dir()))
-        if workers.first:  # only now: what cannot be trained leaves nothing behind
-            if command.resume:
-                write_json(to_json(config), path / "config.json")  # with the flags given now, for the next time
-            else:
-                make_run(config, path)
-                _link_latest(path)
+        if workers.first and not command.resume:  # only now: what cannot be trained leaves nothing behind
+            make_run(config, path)
+            _link_latest(path)
         workers.barrier()
         began = time.time()
-        networks, teacher = trainer.train()
+        try:
+            networks, teacher = trainer.train()
+        except UserError:
+            raise  # a checkpoint that does not fit the flags given now: the run stays what it was
+        except Exception:
+            _record(config, path, workers)
+            raise
+        _record(config, path, workers)
         if workers.first:
             _report(config, trainer, networks, teacher, time.time() - began)
         workers.barrier()
@@ -130,6 +134,12 @@ def _value(argv: list[str], flag: str) -> str | None:
 
 def _new_path(config: Config, data: str) -> Path:
     return config.run.out / (config.run.name or f"{config.preset}-{data}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def _record(config: Config, path: Path, workers: Workers) -> None:
+    """Keep the flags that a resumed run went on with, for the next time."""
+    if workers.first:
+        write_json(to_json(config), path / "config.json")
 
 
 def _link_latest(path: Path) -> None:
