@@ -13,7 +13,7 @@ import tyro
 
 from dgfast.config import PRESETS, Config, check, from_json, to_json
 from dgfast.data import evaluation_batches
-from dgfast.errors import UserError
+from dgfast.errors import Diverged, Interrupted, UserError
 from dgfast.launcher import run
 from dgfast.models import DGNet, Teacher
 from dgfast.retrieval.evaluation import Protocol, evaluate, picture_rankings, table
@@ -69,9 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         began = time.time()
         try:
             networks, teacher = trainer.train()
-        except UserError:
-            raise  # a checkpoint that does not fit the flags given now: the run stays what it was
-        except Exception:
+        except (Diverged, Interrupted):  # after anything else the flags given now have not proved to fit: the run stays what it was
             _record(config, path, workers)
             raise
         _record(config, path, workers)
