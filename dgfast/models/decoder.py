@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from dgfast.kernels import adain, layer_norm
 
-from .layers import SLOPE, kaiming_fan_in, reflect
+from .layers import SLOPE, inside, kaiming_fan_in, reflect
 
 
 class InjectedBlock(nn.Module):
     """[3x3 AdaIN LeakyReLU, 3x3 AdaIN] + x: the residual block into which the appearance is injected.
 
     One part of the appearance code feeds two small networks: one gives the scales, one the biases; the first half of each
-    belongs to the first AdaIN, the second half to the second.
+    belongs to the first AdaIN, the second half to the second. Reads a tensor that carries a reflected border of one pixel.
     """
 
     def __init__(self, channels: int, part: int, hidden: int):
@@ -23,12 +23,12 @@ class InjectedBlock(nn.Module):
         self.scale = _mlp(part, hidden, 2 * channels)
         self.bias = _mlp(part, hidden, 2 * channels)
 
-    def forward(self, x: Tensor, part: Tensor) -> Tensor:
-        """x: [N, C, H, W]; part: [N, part] -> [N, C, H, W]."""
+    def forward(self, padded: Tensor, part: Tensor, out_pad: int) -> Tensor:
+        """padded: [N, C, H + 2, W + 2]; part: [N, part] -> [N, C, H + 2 out_pad, W + 2 out_pad]."""
         scale1, scale2 = self.scale(part).chunk(2, 1)
         bias1, bias2 = self.bias(part).chunk(2, 1)
-        y = adain(self.conv1(reflect(x, 1)), scale1, bias1, slope=SLOPE, pad=1)
-        return adain(self.conv2(y), scale2, bias2, residual=x)
+        y = adain(self.conv1(padded), scale1, bias1, slope=SLOPE, pad=1)
+        return adain(self.conv2(y), scale2, bias2, residual=inside(padded), pad=out_pad)
 
 
 class UpsampleBlock(nn.Module):
@@ -41,10 +41,10 @@ class UpsampleBlock(nn.Module):
         self.gamma = nn.Parameter(torch.rand(channels // 2))
         self.beta = nn.Parameter(torch.zeros(channels // 2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C/2, 2H, 2W]."""
+    def forward(self, x: Tensor, out_pad: int) -> Tensor:
+        """[N, C, H, W] -> [N, C/2, 2H + 2 out_pad, 2W + 2 out_pad]."""
         x = self.conv(reflect(F.interpolate(x, scale_factor=2, mode="nearest"), 2))
-        return layer_norm(x, self.gamma, self.beta, slope=SLOPE)
+        return layer_norm(x, self.gamma, self.beta, slope=SLOPE, pad=out_pad)
 
 
 class Decoder(nn.Module):
@@ -72,14 +72,14 @@ class Decoder(nn.Module):
 
     def forward(self, structure: Tensor, code: Tensor) -> Tensor:
         """structure: [N, channels, H/4, W/4]; code: [N, code] -> images [N, 3, H, W] in normalised units (no activation)."""
-        x = structure
-        for block, part in zip(self.blocks, code.chunk(len(self.blocks), 1), strict=True):
-            x = block(x, part)
+        x = reflect(structure, 1)
+        parts = code.chunk(len(self.blocks), 1)
+        for block, part in zip(self.blocks, parts, strict=True):
+            x = block(x, part, out_pad=int(block is not self.blocks[-1]))
         for upsample in self.upsample:
-            x = upsample(x)
-        for conv in self.refine:
-            x = F.leaky_relu(conv(reflect(x, 1)), SLOPE)
-        return self.to_rgb(x)
+            x = upsample(x, out_pad=int(upsample is self.upsample[-1]))
+        x = reflect(F.leaky_relu(self.refine[0](x), SLOPE), 1)
+        return self.to_rgb(F.leaky_relu(self.refine[1](x), SLOPE))
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -66,5 +66,5 @@ class StructureEncoder(nn.Module):
         for conv in self.stem:
             x = adain(conv(x), slope=SLOPE, pad=1)
         for block in self.blocks:
-            x = block(x, out_pad=1)
-        return self.context(x[..., 1:-1, 1:-1])
+            x = block(x, out_pad=int(block is not self.blocks[-1]))
+        return self.context(x)

@@ -1,0 +1,99 @@
+"""Channels-last from the image to the structure code and on to the image: no activation of E_s and G bounces between layouts.
+
+Fake tensors on a CUDA device show what torch's CUDA operators answer with, without a GPU.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dgfast.models import DGNet
+from dgfast.models.layers import inside, reflect
+from tests.tiny import MODEL
+
+
+class Formats(TorchDispatchMode):
+    """Notes the operators that write an activation [N, C, H, W] whose channels are not innermost, and the convolutions that read one.
+
+    Views write nothing; one channel alone is in both formats at once.
+    """
+
+    VIEWS = (torch.ops.aten.permute.default, torch.ops.aten.squeeze.dim)
+
+    def __init__(self, samples: int):
+        super().__init__()
+        self.samples = samples
+        self.seen = 0
+        self.broken: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [] if func in self.VIEWS else list(out) if isinstance(out, (tuple, list)) else [out]
+        if func in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
+            tensors += args[:2]
+        for t in tensors:
+            # An activation's batch is the tests' odd number of samples, which no weight has as its first size.
+            if isinstance(t, Tensor) and t.ndim == 4 and t.shape[0] == self.samples and t.shape[1] > 1:
+                self.seen += 1
+                if t.stride(1) != 1:
+                    self.broken.append(f"{func} {tuple(t.shape)} {t.stride()}")
+        return out
+
+
+def channels_last(model: torch.nn.Module) -> None:
+    """As `model.to(memory_format=...)`, which cannot swap fake parameters."""
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight = torch.nn.Parameter(layer.weight.detach().to(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("given", [torch.channels_last, torch.contiguous_format])
+def test_every_activation_is_channels_last(given):
+    with FakeTensorMode(), torch.device("cuda"):
+        model = DGNet(type(MODEL)(backbone=MODEL.backbone), 7)
+        channels_last(model)
+        images = torch.empty(5, 3, 256, 128).to(memory_format=given)
+        code = torch.empty(5, model.appearance.code_length)
+        with Formats(samples=5) as formats:
+            image = model.decoder(model.structure(images.mean(1, keepdim=True)), code)
+    assert formats.seen > 80 and image.stride(1) == 1
+    assert not formats.broken, "\n".join(formats.broken)
+
+
+def test_every_gradient_is_channels_last(monkeypatch):
+    """Fake tensors of the CPU that claim to be the GPU's: they take its way through the networks, and autograd's engine runs."""
+    with FakeTensorMode():
+        model = DGNet(type(MODEL)(backbone=MODEL.backbone), 7)
+        channels_last(model)
+        images = torch.empty(5, 3, 256, 128).to(memory_format=torch.channels_last)
+        code = torch.empty(5, model.appearance.code_length, requires_grad=True)
+        monkeypatch.setattr(FakeTensor, "is_cuda", True)
+        image = model.decoder(model.structure(images.mean(1, keepdim=True)), code)
+        with Formats(samples=5) as formats:
+            image.backward(torch.empty_like(image))
+    assert formats.seen > 100 and code.grad is not None
+    assert not formats.broken, "\n".join(formats.broken)
+
+
+def test_reflection_on_the_gpu_keeps_the_format_and_the_values():
+    """The three-dimensional way of `reflect`, which only a GPU takes, on this machine's tensors."""
+
+    class Claims(Tensor):
+        is_cuda = True
+
+    x = torch.randn(3, 4, 7, 5, dtype=torch.float64)
+    for given in (x, x.to(memory_format=torch.channels_last)):
+        found = reflect(given.as_subclass(Claims).requires_grad_(), 2).as_subclass(Tensor)
+        torch.testing.assert_close(found, reflect(x, 2), rtol=0, atol=0)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_inside_is_the_inverse_of_a_border():
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    assert torch.equal(inside(x), x[..., 1:-1, 1:-1])
+    upstream = torch.full((2, 3, 4, 3), 3.0, dtype=x.dtype).to(memory_format=torch.channels_last)
+    (grad,) = torch.autograd.grad(inside(x), x, upstream)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(grad, torch.nn.functional.pad(upstream, (1,) * 4))
