@@ -8,9 +8,14 @@ from pathlib import Path
 
 import torch
 
+from dgfast.config import PRESETS
 from dgfast.data.index import default_cache_dir
+from dgfast.kernels import fallbacks
+from dgfast.kernels.l1_kl import eager_reason
 from dgfast.launcher import run
+from dgfast.models import DGNet
 from dgfast.models.backbones import imagenet_file
+from dgfast.models.structure import grey
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,10 +44,25 @@ def facts() -> dict[str, str]:
         "triton": version("triton"),
         "GPUs": "; ".join(devices) or "none: everything runs on the CPU",
         "CPU": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
+        "fused kernels": _kernels(torch.device("cuda" if devices else "cpu")),
         "extension": ", ".join(f"{k} {v}" for k, v in _rerank.build_info().items()),
         "ImageNet weights": f"{weights} ({'present' if weights.is_file() else 'absent: fetched at the first use, or put there'})",
         "cache": str(default_cache_dir(os.environ)),
     }
+
+
+def _kernels(device: torch.device) -> str:
+    """Which way E_s, G and the loss take here, found by taking it: one small picture and its gradients."""
+    model = DGNet(PRESETS["quickstart"].model, num_classes=2).to(device, memory_format=torch.channels_last)
+    images = torch.rand(2, 3, 128, 64, device=device).contiguous(memory_format=torch.channels_last)
+    before = fallbacks()
+    with torch.autocast(device.type, torch.bfloat16):
+        picture = model.decoder(model.structure(grey(images)), model.appearance(images).code.detach())
+    picture.sum().backward()
+    reasons = {f"{reason} ({n - before.get(reason, 0)} times)" for reason, n in fallbacks().items() if n > before.get(reason, 0)}
+    if loss := eager_reason([picture, images]):
+        reasons.add(f"loss: {loss}")
+    return "Triton everywhere" if not reasons else "eager, or converted first: " + "; ".join(sorted(reasons))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.tiny import MODEL
 
 
 class Formats(TorchDispatchMode):
-    """Notes the operators that write an activation [N, C, H, W] whose channels are not innermost, and the convolutions that read one.
+    """Notes operators that write an activation [N, C, H, W] whose channels are not innermost, and convolutions that read one.
 
     Views write nothing; one channel alone is in both formats at once.
     """

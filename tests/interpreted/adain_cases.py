@@ -1,10 +1,14 @@
 """The normalising kernels in Triton's interpreter; tests/test_adain.py runs this file with TRITON_INTERPRET=1."""
 
+import functools
 import importlib
+from collections import Counter
 
 import pytest
 import torch
 from dgfast.kernels import adain, layer_norm
+
+from dgfast.models import decoder, layers, structure
 
 fused = importlib.import_module("dgfast.kernels.adain")
 Tiling = fused.Tiling
@@ -168,17 +172,51 @@ def test_launches(launches):
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fused, "tilings", lambda *_, tiling=tiling: [tiling])
-            # A residual block: two of them.
-            y = adain(x, scale, bias, slope=0.2, pad=1, impl="triton")
-            out = adain(y[..., 1:-1, 1:-1], scale, bias, residual=added, impl="triton")
-            assert launches == 2 * forward
+            out = adain(x, scale, bias, slope=0.2, residual=added, pad=1, impl="triton")
+            assert launches == forward
             launches.clear()
             out.backward(out.detach())
-            assert launches == 2 * backward
+            assert launches == backward
             launches.clear()
     out = layer_norm(x, scale[0], bias[0], slope=0.2, impl="triton")
     out.backward(out.detach())
     assert launches == ["_split_statistics", "_split_forward", "_split_sums", "_split_backward"]
+
+
+def choose(patch, impl):
+    """The implementation that the networks take."""
+    for module in (layers, structure, decoder):
+        patch.setattr(module, "adain", functools.partial(adain, impl=impl))
+    patch.setattr(decoder, "layer_norm", functools.partial(layer_norm, impl=impl))
+    patch.setattr(fused, "tilings", lambda *_: [SPLIT if _[-1] else PLANE])  # the last argument: per sample
+
+
+def test_launches_of_a_residual_block(launches, monkeypatch):
+    choose(monkeypatch, "triton")
+    for block, inputs in (
+        (decoder.InjectedBlock(16, 8, 4), (random(2, 16, 8, 7), random(2, 8, seed=1), 1)),
+        (layers.InstanceNormBlock(16), (random(2, 16, 8, 7), 1)),
+    ):
+        launches.clear()
+        block(*inputs).sum().backward()
+        assert launches == ["_plane_forward"] * 2 + ["_plane_backward"] * 2
+
+
+def test_the_networks_take_the_kernels(launches, monkeypatch):
+    """All that E_s and G do between convolutions is in these launches; the image is the eager one."""
+    torch.manual_seed(0)
+    encode = structure.StructureEncoder(width=4, blocks=1)
+    decode = decoder.Decoder(channels=32, code=8, blocks=1, hidden=4)
+
+    def image():
+        with torch.no_grad():
+            return decode(encode(random(1, 1, 48, 44)), random(1, 8, seed=1))
+
+    expected = image()
+    choose(monkeypatch, "triton")
+    check(image(), expected.double(), FP32, "output")
+    # Stem 4, its block 2, context 8, G's block 2; G's two layer norms are split.
+    assert Counter(launches) == {"_plane_forward": 16, "_split_statistics": 2, "_split_forward": 2}
 
 
 def test_only_wanted_gradients(launches):
