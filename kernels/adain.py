@@ -32,6 +32,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .border import reflect
+
 # ---------------------------------------------------------------- eager reference
 
 
@@ -65,12 +67,14 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _finish(y: Tensor, x: Tensor, residual: Tensor | None, slope: float, pad: int) -> Tensor:
-    if slope != 1.0:
-        y = F.leaky_relu(y, slope)
+    # y is a normalisation's output, which nobody keeps: the activation works in place, and behind the border where it can, so that
+    # the tensor that the next convolution keeps is the only one.
     if residual is not None:
-        y = y + residual
-    y = y.to(x.dtype)
-    return F.pad(y, (pad,) * 4, mode="reflect") if pad else y
+        if slope != 1.0:
+            y = F.leaky_relu_(y, slope)
+        return reflect((y + residual).to(x.dtype), pad)
+    y = reflect(y.to(x.dtype), pad)
+    return F.leaky_relu_(y, slope) if slope != 1.0 else y
 
 
 # ---------------------------------------------------------------- kernels

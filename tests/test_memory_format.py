@@ -9,8 +9,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dgfast.kernels import reflect
 from dgfast.models import DGNet
-from dgfast.models.layers import inside, reflect
+from dgfast.models.layers import inside
 from tests.tiny import MODEL
 
 
@@ -54,9 +55,9 @@ def test_every_activation_is_channels_last(given):
     with FakeTensorMode(), torch.device("cuda"):
         model = DGNet(type(MODEL)(backbone=MODEL.backbone), 7)
         channels_last(model)
-        images = torch.empty(5, 3, 256, 128).to(memory_format=given)
-        code = torch.empty(5, model.appearance.code_length)
-        with Formats(samples=5) as formats:
+        images = torch.empty(7, 3, 256, 128).to(memory_format=given)
+        code = torch.empty(7, model.appearance.code_length)
+        with Formats(samples=7) as formats:
             image = model.decoder(model.structure(images.mean(1, keepdim=True)), code)
     assert formats.seen > 80 and image.stride(1) == 1
     assert not formats.broken, "\n".join(formats.broken)
@@ -67,27 +68,49 @@ def test_every_gradient_is_channels_last(monkeypatch):
     with FakeTensorMode():
         model = DGNet(type(MODEL)(backbone=MODEL.backbone), 7)
         channels_last(model)
-        images = torch.empty(5, 3, 256, 128).to(memory_format=torch.channels_last)
-        code = torch.empty(5, model.appearance.code_length, requires_grad=True)
+        images = torch.empty(7, 3, 256, 128).to(memory_format=torch.channels_last)
+        code = torch.empty(7, model.appearance.code_length, requires_grad=True)
         monkeypatch.setattr(FakeTensor, "is_cuda", True)
         image = model.decoder(model.structure(images.mean(1, keepdim=True)), code)
-        with Formats(samples=5) as formats:
+        with Formats(samples=7) as formats:
             image.backward(torch.empty_like(image))
     assert formats.seen > 100 and code.grad is not None
     assert not formats.broken, "\n".join(formats.broken)
 
 
-def test_reflection_on_the_gpu_keeps_the_format_and_the_values():
-    """The three-dimensional way of `reflect`, which only a GPU takes, on this machine's tensors."""
+class Claims(Tensor):
+    """A tensor of this machine that claims to be a GPU's and takes its way."""
 
-    class Claims(Tensor):
-        is_cuda = True
+    is_cuda = True
 
-    x = torch.randn(3, 4, 7, 5, dtype=torch.float64)
-    for given in (x, x.to(memory_format=torch.channels_last)):
-        found = reflect(given.as_subclass(Claims).requires_grad_(), 2).as_subclass(Tensor)
-        torch.testing.assert_close(found, reflect(x, 2), rtol=0, atol=0)
-        assert found.is_contiguous(memory_format=torch.channels_last)
+
+@pytest.mark.parametrize("there", [False, True], ids=["cpu", "gpu's way"])
+@pytest.mark.parametrize("pad", [1, 3])
+@pytest.mark.parametrize("given", [torch.channels_last, torch.contiguous_format])
+def test_reflection_keeps_the_format_and_is_exact(monkeypatch, there, pad, given):
+    x = torch.randn(3, 4, 7, 5, dtype=torch.float64).to(memory_format=given).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    upstream = torch.randn(3, 4, 7 + 2 * pad, 5 + 2 * pad, dtype=torch.float64).to(memory_format=given)
+    expected = torch.nn.functional.pad(y, (pad,) * 4, mode="reflect")
+    if there:
+        x = x.detach().as_subclass(Claims).requires_grad_()
+        upstream = upstream.as_subclass(Claims)
+    found = reflect(x, pad)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last if there else given)
+    (grad,) = torch.autograd.grad(found, x, upstream, create_graph=True)
+    (right,) = torch.autograd.grad(expected, y, upstream.as_subclass(Tensor), create_graph=True)
+    torch.testing.assert_close(grad.as_subclass(Tensor), right)
+    assert grad.is_contiguous(memory_format=torch.channels_last if there else given)
+
+
+def test_reflection_is_differentiable_twice_and_keeps_nothing():
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: reflect(x, 2) ** 2, x) and torch.autograd.gradgradcheck(lambda x: reflect(x, 2) ** 2, x)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
+        reflect(x, 1)
+    assert not kept
 
 
 def test_inside_is_the_inverse_of_a_border():

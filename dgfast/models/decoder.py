@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgfast.kernels import adain, layer_norm
+from dgfast.kernels import adain, layer_norm, reflect
 
-from .layers import SLOPE, inside, kaiming_fan_in, reflect
+from .layers import SLOPE, inside, kaiming_fan_in, reflect_activated, through
+from .upsampled_convolution import UpsampledConvolution
 
 
 class InjectedBlock(nn.Module):
@@ -24,11 +25,15 @@ class InjectedBlock(nn.Module):
         self.bias = _mlp(part, hidden, 2 * channels)
 
     def forward(self, padded: Tensor, part: Tensor, out_pad: int) -> Tensor:
-        """padded: [N, C, H + 2, W + 2]; part: [N, part] -> [N, C, H + 2 out_pad, W + 2 out_pad]."""
+        """padded: [M, C, H + 2, W + 2]; part: [N, part], N a multiple of M -> [N, C, H + 2 out_pad, W + 2 out_pad].
+
+        Input n mod M takes part n: the first convolution is that of M inputs, however many appearances each is given.
+        """
+        times = len(part) // len(padded)
         scale1, scale2 = self.scale(part).chunk(2, 1)
         bias1, bias2 = self.bias(part).chunk(2, 1)
-        y = adain(self.conv1(padded), scale1, bias1, slope=SLOPE, pad=1)
-        return adain(self.conv2(y), scale2, bias2, residual=inside(padded), pad=out_pad)
+        y = adain(_repeat(self.conv1(padded), times), scale1, bias1, slope=SLOPE, pad=1)
+        return adain(self.conv2(y), scale2, bias2, residual=inside(_repeat(padded, times)), pad=out_pad)
 
 
 class UpsampleBlock(nn.Module):
@@ -36,15 +41,14 @@ class UpsampleBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels // 2, 5)
+        self.conv = UpsampledConvolution(channels, channels // 2)
         # gamma is drawn from U(0, 1), as in the reference (method, section 1)
         self.gamma = nn.Parameter(torch.rand(channels // 2))
         self.beta = nn.Parameter(torch.zeros(channels // 2))
 
     def forward(self, x: Tensor, out_pad: int) -> Tensor:
         """[N, C, H, W] -> [N, C/2, 2H + 2 out_pad, 2W + 2 out_pad]."""
-        x = self.conv(reflect(F.interpolate(x, scale_factor=2, mode="nearest"), 2))
-        return layer_norm(x, self.gamma, self.beta, slope=SLOPE, pad=out_pad)
+        return layer_norm(self.conv(x), self.gamma, self.beta, slope=SLOPE, pad=out_pad)
 
 
 class Decoder(nn.Module):
@@ -55,9 +59,13 @@ class Decoder(nn.Module):
         code: length of the appearance code (8192); cut into as many consecutive parts as there are blocks.
         blocks: residual blocks, each with its own part of the code (4).
         hidden: width of the networks that turn a part into scales and biases (512).
+    Attributes:
+        recompute: keep no activations of the blocks; see `layers.through`.
     Raises:
         ValueError: the code does not divide into the blocks.
     """
+
+    recompute = False
 
     def __init__(self, channels: int = 128, code: int = 8192, blocks: int = 4, hidden: int = 512):
         super().__init__()
@@ -71,15 +79,23 @@ class Decoder(nn.Module):
         kaiming_fan_in(self)
 
     def forward(self, structure: Tensor, code: Tensor) -> Tensor:
-        """structure: [N, channels, H/4, W/4]; code: [N, code] -> images [N, 3, H, W] in normalised units (no activation)."""
+        """structure: [M, channels, H/4, W/4]; code: [N, code], N a multiple of M -> images [N, 3, H, W], normalised, no activation.
+
+        Image n shows structure n mod M in appearance n.
+        """
         x = reflect(structure, 1)
         parts = code.chunk(len(self.blocks), 1)
         for block, part in zip(self.blocks, parts, strict=True):
-            x = block(x, part, out_pad=int(block is not self.blocks[-1]))
+            x = through(block, x, part, int(block is not self.blocks[-1]), recompute=self.recompute)
         for upsample in self.upsample:
-            x = upsample(x, out_pad=int(upsample is self.upsample[-1]))
-        x = reflect(F.leaky_relu(self.refine[0](x), SLOPE), 1)
-        return self.to_rgb(F.leaky_relu(self.refine[1](x), SLOPE))
+            x = through(upsample, x, int(upsample is self.upsample[-1]), recompute=self.recompute)
+        x = reflect_activated(self.refine[0](x))
+        return self.to_rgb(F.leaky_relu_(self.refine[1](x), SLOPE))
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    """[M, ...] -> [times M, ...]; unlike Tensor.repeat, in the memory format of x."""
+    return torch.cat([x] * times) if times > 1 else x
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -3,7 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import SLOPE, gaussian, reflect
+from dgfast.kernels import reflect
+
+from .layers import SLOPE, gaussian, reflect_activated
 
 
 class PatchBlock(nn.Module):
@@ -16,8 +18,7 @@ class PatchBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
-        y = F.leaky_relu(self.conv1(reflect(x, 1)), SLOPE)
-        return x + self.conv2(reflect(y, 1))
+        return x + self.conv2(reflect_activated(self.conv1(reflect(x, 1))))
 
 
 class PatchCritic(nn.Module):
@@ -39,9 +40,10 @@ class PatchCritic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, 1, H/4, W/4]."""
-        x = F.leaky_relu(self.point(x), SLOPE)
+        x = self.point(x)
         for conv in self.stem:
-            x = F.leaky_relu(conv(reflect(x, 1)), SLOPE)
+            x = conv(reflect_activated(x))
+        x = F.leaky_relu_(x, SLOPE)
         for block in self.blocks:
             x = block(x)
         return self.to_map(x)

@@ -1,24 +1,23 @@
 """The building blocks that several networks share: convolution with a reflected border, residual blocks, initialisation."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from dgfast.kernels import adain
+from dgfast.kernels import adain, reflect
 
 SLOPE = 0.2  # LeakyReLU of every generative network
 
 
-def reflect(x: Tensor, pad: int) -> Tensor:
-    """[N, C, H, W] -> [N, C, H + 2 pad, W + 2 pad] with a reflected border; on a GPU the result is channels-last.
+def reflect_activated(x: Tensor) -> Tensor:
+    """[N, C, H, W], a convolution's output -> LeakyReLU of it, [N, C, H + 2, W + 2] with a reflected border.
 
-    There the padding of two dimensions answers in contiguous format whatever it is given. Rows and columns of the channels-last
-    memory are the first two of three dimensions: padded as such, the format stays.
+    Activated behind the border and in place, the same values: of both steps only what the next convolution keeps is kept.
     """
-    if not x.is_cuda:
-        return F.pad(x, (pad,) * 4, mode="reflect")
-    volume = x.permute(0, 2, 3, 1).unsqueeze(0)  # [1, N, H, W, C]
-    return F.pad(volume, (0, 0, pad, pad, pad, pad), mode="reflect").squeeze(0).permute(0, 3, 1, 2)
+    return F.leaky_relu_(reflect(x, 1), SLOPE)
 
 
 class _Inside(torch.autograd.Function):
@@ -53,6 +52,11 @@ class InstanceNormBlock(nn.Module):
         """padded: [N, C, H + 2, W + 2] -> [N, C, H + 2 out_pad, W + 2 out_pad]."""
         y = adain(self.conv1(padded), slope=SLOPE, pad=1)
         return adain(self.conv2(y), residual=inside(padded), pad=out_pad)
+
+
+def through(block: nn.Module, *inputs: Any, recompute: bool) -> Any:
+    """The block's output; with `recompute` its activations are not kept but computed again in the backward pass."""
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if recompute else block(*inputs)
 
 
 def kaiming_fan_in(module: nn.Module) -> None:

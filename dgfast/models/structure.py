@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from dgfast.kernels import adain
+from dgfast.kernels import adain, reflect
 
-from .layers import SLOPE, InstanceNormBlock, kaiming_fan_in, reflect
+from .layers import SLOPE, InstanceNormBlock, kaiming_fan_in, through
 
 
 def grey(images: Tensor) -> Tensor:
@@ -43,7 +43,11 @@ class StructureEncoder(nn.Module):
     Args:
         width: channels of the first convolution (16 in the paper's model).
         blocks: residual blocks at a quarter of the image's size (4).
+    Attributes:
+        recompute: keep no activations of the residual blocks and the context; see `layers.through`.
     """
+
+    recompute = False
 
     def __init__(self, width: int = 16, blocks: int = 4):
         super().__init__()
@@ -65,6 +69,8 @@ class StructureEncoder(nn.Module):
         x = reflect(x, 1)
         for conv in self.stem:
             x = adain(conv(x), slope=SLOPE, pad=1)
+        # A frozen view's weights are gone by the time of its backward pass.
+        recompute = self.recompute and self.context.fuse.weight.requires_grad
         for block in self.blocks:
-            x = block(x, out_pad=int(block is not self.blocks[-1]))
-        return self.context(x)
+            x = through(block, x, int(block is not self.blocks[-1]), recompute=recompute)
+        return through(self.context, x, recompute=recompute)

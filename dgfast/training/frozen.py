@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., Any]:
-    """A view of a network in eval mode with detached weights: no copy is made, and it follows the network's updates.
+    """A view of a network in eval mode with detached weights: no copy is made, and it follows the optimiser's updates.
 
     Args:
         module: any network; its own mode is as before after each call.
@@ -20,8 +20,9 @@ def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., A
         a callable with the network's own signature.
     """
 
+    weights = {name: value.detach() for name, value in module.named_parameters()}
+
     def call(*args: Any) -> Any:
-        weights = {name: value.detach() for name, value in module.named_parameters()}
         with evaluating(module, batch_statistics):
             return functional_call(module, weights, args)
 

@@ -50,17 +50,18 @@ def label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structu
         probabilities [N, K], fp32, detached.
     """
     probabilities = teacher_logits.detach().float().softmax(-1).mean(0)
-    classes = probabilities.shape[1]
+    # Comparing builds a one-hot row without looking at its values on the host, as F.one_hot does on a CPU.
+    classes = torch.arange(probabilities.shape[1], device=probabilities.device)
     if style == "soft":
         return probabilities
     if style == "hard":
-        return F.one_hot(probabilities.argmax(1), classes).float()
+        return (probabilities.argmax(1, keepdim=True) == classes).float()
     if style == "appearance":
-        return F.one_hot(appearance, classes).float()
+        return (appearance[:, None] == classes).float()
     if style == "uniform":
-        return torch.full_like(probabilities, 1 / classes)
+        return torch.full_like(probabilities, 1 / len(classes))
     if style == "two-label":
-        either = F.one_hot(appearance, classes).logical_or(F.one_hot(structure, classes))
+        either = (appearance[:, None] == classes) | (structure[:, None] == classes)
         kept = probabilities.clamp_min(torch.finfo(torch.float32).tiny) * either
         return kept / kept.sum(1, keepdim=True)
     raise ValueError(f"label style {style!r} is unknown")

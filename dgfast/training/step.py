@@ -84,14 +84,17 @@ def translate(networks: DGNet, batch: PairBatch, joint_statistics: bool = False)
     """Encode both streams and decode the six images of section 3.1: two swaps, four reconstructions.
 
     The appearance codes come from the clean images and carry no gradient. Norms in E_s and G are per sample, so images that
-    meet the same network go through it as one batch; for E_a, which has BatchNorm, see `each`.
+    meet the same network go through it as one batch, and the decoder does for one body what does not depend on its clothes
+    once; for E_a, which has BatchNorm, see `each`.
     """
-    s_a, s_b = networks.structure(grey(torch.cat([batch.a.image, batch.b.image]))).chunk(2)
+    s = networks.structure(grey(torch.cat([batch.a.image, batch.b.image])))
+    s_a, s_b = s.chunk(2)
     with torch.no_grad():
         clean = (batch.a.image, batch.b.image, batch.a.positive, batch.b.positive)
         f_a, f_b, f_a_positive, f_b_positive = (out.code for out in each(networks.appearance, clean, joint_statistics))
-    x_ba, x_ab, x_a, x_b, x_a_positive, x_b_positive = networks.decoder(
-        torch.cat([s_b, s_a, s_a, s_b, s_a, s_b]), torch.cat([f_a, f_b, f_a, f_b, f_a_positive, f_b_positive])
+    # Bodies a, b in turn: first each in the other's clothes, then in its own, then in those of its positive.
+    x_ab, x_ba, x_a, x_b, x_a_positive, x_b_positive = networks.decoder(
+        s, torch.cat([f_b, f_a, f_a, f_b, f_a_positive, f_b_positive])
     ).chunk(6)
     return Translation(
         Stream(s_a, f_a, f_a_positive, x_a, x_a_positive, swapped=x_ba),

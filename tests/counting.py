@@ -1,0 +1,84 @@
+"""What a piece of work costs, without a clock: floating-point operations and ATen calls, and who spends them."""
+
+import bisect
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+class Cost(TorchDispatchMode):
+    """Counts within its context, backward passes included.
+
+    flops: of convolutions and matrix products, multiplications and additions, as torch.utils.flop_counter counts them. calls:
+    operators that reach the dispatcher, views among them; a kernel of dgfast is one. `calls_by` and `flops_by` hold them by (phase,
+    network, operator): the phase is what `phase` was set to last; the network one of `networks` while its forward runs, or whose
+    forward made the node that now runs backwards.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module] | None = None):
+        super().__init__()
+        self.phase = ""
+        self.calls_by: Counter[tuple[str, str, str]] = Counter()
+        self.flops_by: Counter[tuple[str, str, str]] = Counter()
+        self._networks = dict(networks or {})
+        self._hooks = []
+        self._running = [""]
+        self._since, self._network = [0], [""]  # from this autograd sequence number on, nodes belong to this network
+
+    @property
+    def calls(self) -> int:
+        return self.calls_by.total()
+
+    @property
+    def flops(self) -> int:
+        return self.flops_by.total()
+
+    def __enter__(self):
+        for name, network in self._networks.items():
+            self._hooks.append(network.register_forward_pre_hook(lambda *_, name=name: self._running.append(name)))
+            self._hooks.append(network.register_forward_hook(lambda *_: self._leave()))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _leave(self) -> None:
+        self._running.pop()
+
+    def _at_work(self) -> str:
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return self._running[-1]
+        return self._network[bisect.bisect_right(self._since, node._sequence_nr()) - 1]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.namespace not in ("aten", "dgfast"):
+            return out
+        network = self._at_work()
+        if network != self._network[-1]:
+            self._since.append(torch.autograd._get_sequence_nr() - 1)
+            self._network.append(network)
+        operator = func._overloadpacket
+        key = (self.phase, network, operator.__name__)
+        self.calls_by[key] += 1
+        if operator in flop_registry:
+            self.flops_by[key] += flop_registry[operator](*args, **kwargs, out_val=out)
+        return out
+
+    def table(self, operators: int = 5) -> str:
+        """One line a phase and network: GFLOP, calls, the operators called most."""
+        lines = []
+        for part in dict.fromkeys(key[:2] for key in self.calls_by):
+            flops = sum(value for key, value in self.flops_by.items() if key[:2] == part)
+            calls = Counter({key[2]: value for key, value in self.calls_by.items() if key[:2] == part})
+            most = ", ".join(f"{name} {value}" for name, value in calls.most_common(operators))
+            lines.append(f"{part[0]:12s} {part[1]:14s} {flops / 1e9:8.1f} GFLOP {calls.total():6d} calls   {most}")
+        return "\n".join([*lines, f"{'total':27s} {self.flops / 1e9:8.1f} GFLOP {self.calls:6d} calls"])

@@ -1,0 +1,222 @@
+"""One iteration of DG-Net word by word (docs/method.md, section 2): oracle and baseline of dgfast.training.step.
+
+Nothing here is clever, on purpose: every network is called for one stream at a time, frozen networks are deep copies whose weights
+take gradients that nobody reads, graphs are built and thrown away. Only the parameters are shared with dgfast's networks; what
+E_s, G and D compute from them is written down again, in plain PyTorch operations.
+"""
+
+import copy
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def padded(conv, x, pad):
+    """Convolution behind a reflected border."""
+    return F.conv2d(F.pad(x, (pad,) * 4, mode="reflect"), conv.weight, conv.bias, conv.stride, 0, conv.dilation)
+
+
+def lrelu(x):
+    return F.leaky_relu(x, 0.2)
+
+
+def structure(net, x):
+    """E_s: grey images [N, 1, H, W] -> [N, C, H/4, W/4]."""
+    for conv in net.stem:
+        x = lrelu(F.instance_norm(padded(conv, x, 1)))
+    for block in net.blocks:
+        y = lrelu(F.instance_norm(padded(block.conv1, x, 1)))
+        x = F.instance_norm(padded(block.conv2, y, 1)) + x
+    context = net.context
+    branches = [F.instance_norm(padded(context.point, x, 0))]
+    for reduce, dilated in zip(context.reduce, context.dilated, strict=True):
+        y = lrelu(F.instance_norm(padded(reduce, x, 0)))
+        branches.append(F.instance_norm(padded(dilated, y, dilated.dilation[0])))
+    return F.instance_norm(padded(context.fuse, torch.cat(branches, 1), 0))
+
+
+def adaptive_norm(x, scale, bias):
+    return scale[:, :, None, None] * F.instance_norm(x) + bias[:, :, None, None]
+
+
+def layer_norm(x, gamma, beta):
+    mean = x.mean((1, 2, 3), keepdim=True)
+    std = x.std((1, 2, 3), keepdim=True)
+    return (x - mean) / (std + 1e-5) * gamma[:, None, None] + beta[:, None, None]
+
+
+def decoder(net, s, f):
+    """G: structure codes and appearance codes [N, code] -> images."""
+    x = s
+    for block, part in zip(net.blocks, f.chunk(len(net.blocks), 1), strict=True):
+        scales, biases = block.scale(part).chunk(2, 1), block.bias(part).chunk(2, 1)
+        y = lrelu(adaptive_norm(padded(block.conv1, x, 1), scales[0], biases[0]))
+        x = adaptive_norm(padded(block.conv2, y, 1), scales[1], biases[1]) + x
+    for block in net.upsample:
+        x = padded(block.conv, F.interpolate(x, scale_factor=2), 2)
+        x = lrelu(layer_norm(x, block.gamma, block.beta))
+    for conv in net.refine:
+        x = lrelu(padded(conv, x, 1))
+    return padded(net.to_rgb, x, 0)
+
+
+def discriminator(net, images):
+    """D: images -> a patch map a scale."""
+    maps = []
+    for critic in net.scales:
+        x = lrelu(padded(critic.point, images, 0))
+        for conv in critic.stem:
+            x = lrelu(padded(conv, x, 1))
+        for block in critic.blocks:
+            x = x + padded(block.conv2, lrelu(padded(block.conv1, x, 1)), 1)
+        maps.append(padded(critic.to_map, x, 0))
+        images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)
+    return maps
+
+
+def grey(images):
+    return images.mean(1, keepdim=True)
+
+
+def copied(net, batch_statistics):
+    """A deep copy in eval mode, BatchNorm by the batch or not."""
+    net = copy.deepcopy(net).eval()
+    for layer in net.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.train(batch_statistics)
+    return net
+
+
+def l1(found, wanted):
+    return torch.mean(torch.abs(found - wanted))
+
+
+def ce(logits, labels):
+    return F.cross_entropy(logits, labels)
+
+
+def soft_label(teacher, images, style, clothes, body):
+    """Label of generated images [N, K]: of the wearer of the clothes, `clothes`, on the body of `body`."""
+    with torch.no_grad():
+        p = (F.softmax(teacher(images).logits, 1) + F.softmax(teacher(images.flip(3)).logits, 1)) / 2
+    rows = torch.arange(len(p), device=p.device)
+    if style == "uniform":
+        return torch.full_like(p, 1 / p.shape[1])
+    if style == "soft":
+        return p
+    label = torch.zeros_like(p)
+    if style == "hard":
+        label[rows, p.argmax(1)] = 1
+    elif style == "appearance":
+        label[rows, clothes] = 1
+    elif style == "two-label":
+        label[rows, clothes] = p[rows, clothes]
+        label[rows, body] = p[rows, body]
+        label = label / label.sum(1, keepdim=True)
+    return label
+
+
+def divergence(label, logits):
+    return F.kl_div(F.log_softmax(logits, 1), label, reduction="sum") / len(label)
+
+
+def iteration(
+    networks,
+    teacher,
+    batch,
+    weights,
+    *,
+    structure_learns,
+    label_style="soft",
+    appearance_code_gradient=False,
+    batch_statistics=True,
+    optimizers=None,
+):
+    """Losses "d/..." and "g/..." as of dgfast.training.step, and the gradients of all parameters by name.
+
+    `optimizers`: by "generator", "discriminator" and "appearance"; each steps where the method says so, D before the others' losses
+    are computed. Without them nothing moves, and both objectives are those of the same weights.
+    """
+    e_s, e_a, g, d = networks.structure, networks.appearance, networks.decoder, networks.discriminator
+    a, b, w = batch.a, batch.b, weights
+
+    # Forward
+    s_a, s_b = structure(e_s, grey(a.image)), structure(e_s, grey(b.image))
+    f_a, f_b = e_a(a.image).code.detach(), e_a(b.image).code.detach()
+    fp_a, fp_b = e_a(a.positive).code.detach(), e_a(b.positive).code.detach()
+    x_ba, x_ab = decoder(g, s_b, f_a), decoder(g, s_a, f_b)
+    x_a, x_b = decoder(g, s_a, f_a), decoder(g, s_b, f_b)
+    xp_a, xp_b = decoder(g, s_a, fp_a), decoder(g, s_b, fp_b)
+
+    # D update
+    real = fake = r1 = 0.0
+    for generated, image in ((x_ba.detach(), a.image), (x_ab.detach(), b.image)):
+        for m in discriminator(d, generated):
+            fake = fake + torch.mean(m**2)
+        image = image.clone().requires_grad_()
+        for m in discriminator(d, image):
+            real = real + torch.mean((m - 1) ** 2)
+            if w.r1:
+                (gradient,) = torch.autograd.grad(m.sum(), image, create_graph=True)
+                r1 = r1 + (gradient**2).flatten(1).sum(1).mean()
+    d_losses = {"real": real, "fake": fake, "r1": r1, "total": real + fake + w.r1 * r1}
+    networks.zero_grad()
+    d_losses["total"].backward()
+    gradients = {f"discriminator.{name}": p.grad.clone() for name, p in d.named_parameters()}
+    if optimizers:
+        optimizers["discriminator"].step()
+
+    # G, E_s and E_a update
+    losses = {
+        "image": l1(x_a, a.image) + l1(x_b, b.image),
+        "positive": l1(xp_a, a.image) + l1(xp_b, b.image),
+    }
+    judge = copied(e_a, batch_statistics)
+    again_a, again_b = judge(x_ba), judge(x_ab)
+    fr_a, fr_b = again_a.code, again_b.code
+    if not appearance_code_gradient:
+        fr_a, fr_b = fr_a.detach(), fr_b.detach()
+    losses["appearance_code"] = l1(fr_a, f_a) + l1(fr_b, f_b)
+    if structure_learns:
+        sr_a, sr_b = structure(e_s, grey(x_ab.detach())), structure(e_s, grey(x_ba.detach()))
+    else:
+        frozen = copy.deepcopy(e_s).eval()
+        sr_a, sr_b = structure(frozen, grey(x_ab)), structure(frozen, grey(x_ba))
+    losses["structure_code"] = l1(sr_a, s_a.detach()) + l1(sr_b, s_b.detach())
+    losses["cycle"] = l1(decoder(g, sr_a, fr_a), a.image) + l1(decoder(g, sr_b, fr_b), b.image)
+
+    erased_a, erased_b = e_a(a.erased), e_a(b.erased)
+    losses["identity"] = ce(erased_a.prim_logits, a.label) + w.teacher * w.fine * ce(erased_a.fine_logits, a.label)
+    losses["identity"] = losses["identity"] + ce(erased_b.prim_logits, b.label)
+    losses["identity"] = losses["identity"] + w.teacher * w.fine * ce(erased_b.fine_logits, b.label)
+    positive_a, positive_b = e_a(a.positive_erased), e_a(b.positive_erased)
+    losses["positive_identity"] = ce(positive_a.prim_logits, a.label) + ce(positive_b.prim_logits, b.label)
+    losses["generated_identity"] = ce(again_a.prim_logits, a.label) + ce(again_b.prim_logits, b.label)
+
+    losses["adversarial"] = 0.0
+    for generated in (x_ba, x_ab):
+        for m in discriminator(d, generated):
+            losses["adversarial"] = losses["adversarial"] + 2 * torch.mean((m - 1) ** 2)
+
+    losses["primary"] = losses["fine"] = torch.zeros_like(losses["image"])
+    if w.teacher:
+        student_a, student_b = e_a(x_ba.detach()), e_a(x_ab.detach())
+        teacher = copied(teacher, batch_statistics)
+        label_a = soft_label(teacher, x_ba.detach(), label_style, a.label, b.label)
+        label_b = soft_label(teacher, x_ab.detach(), label_style, b.label, a.label)
+        losses["primary"] = divergence(label_a, student_a.prim_logits) + divergence(label_b, student_b.prim_logits)
+        losses["fine"] = ce(student_a.fine_logits, b.label) + ce(student_b.fine_logits, a.label)
+
+    factors = asdict(w) | {"primary": w.teacher, "fine": w.teacher * w.fine}
+    losses["total"] = sum(factors[name] * value for name, value in losses.items())
+    networks.zero_grad()
+    losses["total"].backward()
+    learners = ("structure", "decoder", "appearance")
+    gradients |= {n: p.grad.clone() for n, p in networks.named_parameters() if n.split(".")[0] in learners}
+    if optimizers:
+        optimizers["generator"].step()
+        optimizers["appearance"].step()
+    found = {f"d/{k}": v for k, v in d_losses.items()} | {f"g/{k}": v for k, v in losses.items()}
+    return {name: torch.as_tensor(value).detach() for name, value in found.items()}, gradients
