@@ -9,8 +9,10 @@ from dgfast.launcher import run
 COMMANDS = {
     "train": ("dgfast.train", "train the teacher and DG-Net, evaluate, leave a table and a picture"),
     "eval": ("dgfast.evaluate", "score a run on a data set"),
+    "rerank": ("dgfast.rerank", "re-rank saved features by k-reciprocal neighbours, exactly"),
     "synth": ("dgfast.synth", "write synthetic pedestrians as a Market-1501 folder"),
     "import-reference": ("dgfast.import_reference", "turn checkpoints of the public reference system into dgfast's"),
+    "profile": ("dgfast.profile", "measure training: images/s, time by phase, FLOPs, memory, batch sizes"),
     "doctor": ("dgfast.doctor", "say what this machine offers and what is missing"),
 }
 

@@ -35,10 +35,14 @@ class DataConfig:
     """Chance of mirroring an image."""
     erase_probability: float = 0.5
     """Chance of random erasing in the copies that the identity losses see."""
+    loader: Literal["auto", "dali", "torchvision"] = "auto"
+    """Library that loads images; auto: DALI where it works, which `dgfast doctor` tells, else torchvision."""
     loader_workers: int = 2
-    """Processes that read images; 0 reads in the training process."""
-    cache: Literal["none", "ram"] = "none"
-    """ram: keep resized images in memory."""
+    """DALI's threads on the CPU (at least one), or torchvision's processes (0: in the training process)."""
+    prefetch: int = 2
+    """Batches prepared ahead (torchvision: by each of its processes)."""
+    cache: Literal["ram", "none"] = "ram"
+    """ram: keep the image files in memory if half of what is free takes them; none: read them from disk again and again."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,17 @@ class OptimConfig:
     """Of all optimisers."""
     milestones: tuple[int, ...] = (60_000, 90_000, 105_000)
     """Iterations at which all learning rates are multiplied by 0.1."""
-    batch_norm: Literal["per-stream", "joint", "frozen"] = "per-stream"
-    """Statistics of BatchNorm in E_a and the teacher: per-stream: of each stream alone, as in the reference; joint: of all images
-    that meet the network together (steadier for small batches, faster); frozen: the running ones, which then stay as they are."""
+    batch_norm: Literal["per-stream", "joint", "frozen"] = "joint"
+    """Statistics of BatchNorm in E_a and the teacher: joint: of all images that meet the network together, which are two or four
+    times as many as of one stream, hence steadier, in half as many calls; per-stream: of each stream alone, as in the reference;
+    frozen: the running ones, which then stay as they are."""
+    sync_batch_norm: bool = False
+    """Share BatchNorm's statistics between all processes (GPUs only): for few images a GPU."""
+    accumulate: int = 1
+    """Parts into which a batch is cut, one after another, before each update: less memory, the same gradients but for BatchNorm,
+    whose statistics are those of a part."""
+    clip_gradient: float = 0.0
+    """Largest norm of an update's gradient; longer ones are shortened to it. 0: as they are."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +201,11 @@ class RunConfig:
     """auto: bf16 on a GPU that has it, else fp32."""
     tf32: bool = False
     """Let fp32 matrix products on a GPU round to TF32."""
+    compile: Literal["off", "default", "reduce-overhead"] = "off"
+    """torch.compile of E_a, E_s, G and the teacher; reduce-overhead also replays them as CUDA graphs. Not of D, whose gradient
+    penalty is differentiated twice. The first iterations take minutes."""
+    checkpoint_activations: bool = False
+    """Compute the activations of E_s and G again in the backward pass instead of keeping them: for small cards, same result."""
     threads: int = 0
     """CPU threads of each process; 0 leaves torch's choice."""
     log_every: int = 50
@@ -241,15 +258,16 @@ def check(config: Config) -> None:
         side = getattr(data, name)
         _expect(side >= 48 and side % 16 == 0, name, side, "divisible by 16 and at least 48 (E_s's dilations need that)")
     for group, names in (
-        (optim, ("batch_size",)),
+        (optim, ("batch_size", "accumulate")),
         (teaching, ("teacher_batch_size",)),
         (run, ("log_every", "sample_every", "checkpoint_every")),
+        (data, ("prefetch",)),
         (config.evaluation, ("eval_batch_size",)),
     ):
         for name in names:
             _expect(getattr(group, name) >= 1, name, getattr(group, name), "at least 1")
     for group, names in (
-        (optim, ("iterations",)),
+        (optim, ("iterations", "clip_gradient")),
         (teaching, ("teacher_iterations",)),
         (data, ("padding", "loader_workers")),
         (run, ("threads",)),
@@ -259,6 +277,11 @@ def check(config: Config) -> None:
     for name in ("mirror_probability", "erase_probability"):
         _expect(0 <= getattr(data, name) <= 1, name, getattr(data, name), "between 0 and 1")
     _expect(0 <= run.seed < 2**31, "seed", run.seed, "between 0 and 2147483647")
+    fits = optim.batch_size % optim.accumulate == 0
+    _expect(fits, "accumulate", optim.accumulate, f"a divisor of --batch-size, which is {optim.batch_size}")
+    if optim.batch_norm == "per-stream":  # the statistics of one image are no statistics
+        least = 2 * optim.accumulate
+        _expect(optim.batch_size >= least, "batch_size", optim.batch_size, f"at least {least} with --batch-norm per-stream")
     size = teaching.teacher_batch_size
     _expect(size % TEACHER_IMAGES == 0, "teacher_batch_size", size, f"divisible by {TEACHER_IMAGES}, the images of a sample")
     _expect(
@@ -308,7 +331,7 @@ def _quickstart() -> Config:
     """Small synthetic pedestrians, a small model: minutes on two CPU cores. docs/quickstart.md says how these were chosen."""
     return Config(
         preset="quickstart",
-        data=DataConfig(image_height=128, image_width=64, padding=5, cache="ram"),
+        data=DataConfig(image_height=128, image_width=64, padding=5),
         model=ModelConfig(
             backbone="small16",
             embedding=128,
@@ -332,7 +355,6 @@ def _quickstart() -> Config:
             backbone_lr=0.005,
             head_lr=0.02,
             milestones=(390,),
-            batch_norm="joint",
         ),
         teaching=TeacherConfig(
             teacher_iterations=1000,

@@ -4,7 +4,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -13,7 +13,7 @@ from dgfast.data import load_reid
 from dgfast.errors import UserError
 from dgfast.launcher import run
 from dgfast.models.dgnet import load_model
-from dgfast.retrieval.evaluation import Protocol, evaluate, picture_rankings, table
+from dgfast.retrieval.evaluation import Protocol, Reranking, evaluate, picture_rankings, table
 from dgfast.train import read_run
 from dgfast.training.distributed import Workers
 from dgfast.training.trainer import write_json
@@ -21,6 +21,8 @@ from dgfast.training.trainer import write_json
 HELP = """Score a model by the Market-1501 protocol: CMC 1/5/10, mAP by both definitions, single and multi query.
 
 dgfast eval --run runs/latest --data-root /data/Market-1501
+
+dgfast eval --run runs/latest --data-root /data/Market-1501 --rerank
 
 dgfast eval --run imported/ --data-root /data/DukeMTMC-reID --dataset dukemtmc        (direct transfer)
 """
@@ -44,6 +46,14 @@ class Command:
     """Images per forward pass."""
     loader_workers: int = 2
     """Processes that read images."""
+    rerank: bool = False
+    """Score every feature a second time, re-ranked by k-reciprocal neighbours."""
+    k1: int = Reranking.k1
+    """Re-ranking: neighbours among which reciprocity is sought."""
+    k2: int = Reranking.k2
+    """Re-ranking: neighbours averaged over."""
+    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = Reranking.lambda_
+    """Re-ranking: weight of the original distance, 0 to 1."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         command.loader_workers,
         device,
     )
-    result = evaluate(data, networks, teacher, how)
+    reranking = Reranking(command.k1, command.k2, command.lambda_) if command.rerank else None
+    result = evaluate(data, networks, teacher, how, reranking)
     print(f"\n{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n")
     report, picture = command.run / f"eval-{data.name}.json", command.run / f"rankings-{data.name}.png"
     write_json({"dataset": data.name, "root": str(data.root), "scores": result.scores}, report)

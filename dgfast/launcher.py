@@ -56,6 +56,9 @@ def take_part() -> Callable[..., Any]:
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_said_already)
         logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.ERROR)
         sys.excepthook = _hook
+        # Processes that are started again would find the addresses of those before in the store that torch's rendezvous keeps for
+        # them since 2.5 (its issue 135712), and wait for the dead. Without sharing, each start gets a store of its own.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return _no_rendezvous
 
 

@@ -20,6 +20,7 @@ from dgfast.retrieval.evaluation import Protocol, evaluate, picture_rankings, ta
 from dgfast.sources import open_data
 from dgfast.synthesis import swap_matrix
 from dgfast.training.distributed import Workers
+from dgfast.training.logging import say
 from dgfast.training.trainer import Trainer, make_run, spread, write_json, write_png
 
 HELP = """Train DG-Net: the teacher first, then the networks against it; then evaluate both.
@@ -60,11 +61,12 @@ def main(argv: list[str] | None = None) -> None:
         data = open_data(config, workers)
         if workers.first:
             print(data.summary())
-        path = workers.share(command.resume or _new_path(config, data.name))
+        resume, path = workers.share(_run_directory(command, data.name))
         trainer = Trainer(config, data, path, workers, Path(torch.hub.get_dir()))
-        if workers.first and not command.resume:  # only now: what cannot be trained leaves nothing behind
+        if workers.first and not resume:  # only now: what cannot be trained leaves nothing behind
             make_run(config, path)
             _link_latest(path)
+            _remember(config, path)
         workers.barrier()
         began = time.time()
         try:
@@ -74,14 +76,15 @@ def main(argv: list[str] | None = None) -> None:
             raise
         _record(config, path, workers)
         if workers.first:
+            _forget(config)
             _report(config, trainer, networks, teacher, time.time() - began)
         workers.barrier()
     finally:
         workers.close()
 
 
-def parse(argv: list[str]) -> Command:
-    """The command line -> what to do.
+def parse(argv: list[str], prog: str = "dgfast train") -> Command:
+    """The command line -> what to do; `prog` is what its mistakes are blamed on.
 
     Raises:
         UserError: an unknown preset, or a run directory that holds no run.
@@ -97,7 +100,7 @@ def parse(argv: list[str]) -> Command:
         Command,
         args=argv,
         default=Command(default),
-        prog="dgfast train",
+        prog=prog,
         description=HELP,
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -130,8 +133,40 @@ def _value(argv: list[str], flag: str) -> str | None:
     return None
 
 
-def _new_path(config: Config, data: str) -> Path:
-    return config.run.out / (config.run.name or f"{config.preset}-{data}-{time.strftime('%Y%m%d-%H%M%S')}")
+def _run_directory(command: Command, data: str) -> tuple[bool, Path]:
+    """Whether a run goes on, and where it is: the one named, or the one that this launch of torchrun began before a worker died."""
+    if command.resume:
+        return True, command.resume
+    run = command.config.run
+    note = _note(command.config)
+    # Launches without a rendezvous share the name "none": there only a restart may go on.
+    if note and note.is_file() and (_launch() != "none" or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"):
+        path = Path(note.read_text())
+        if (path / "config.json").is_file():
+            say(f"torchrun started the processes again: going on with {path}")
+            return True, path
+    return False, run.out / (run.name or f"{command.config.preset}-{data}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def _launch() -> str | None:
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+def _note(config: Config) -> Path | None:
+    """Where a run under torchrun notes its directory, for processes that are started again with the same command line."""
+    return config.run.out / f".torchrun-{_launch()}" if _launch() else None
+
+
+def _remember(config: Config, path: Path) -> None:
+    if note := _note(config):
+        temporary = note.with_name(note.name + ".tmp")
+        temporary.write_text(str(path))
+        temporary.replace(note)
+
+
+def _forget(config: Config) -> None:
+    if note := _note(config):
+        note.unlink(missing_ok=True)
 
 
 def _record(config: Config, path: Path, workers: Workers) -> None:
@@ -158,11 +193,12 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         config.evaluation.eval_batch_size,
         config.data.loader_workers,
         trainer.workers.device,
+        config.data.loader,
     )
     bodies = spread(data.query or data.train, 2 * SWAPS)
     if len(bodies) >= 2:
-        images, _ = next(evaluation_batches(bodies, how.image_size, len(bodies), 0))
-        structures, appearances = images.to(how.device).chunk(2)
+        images, _ = next(evaluation_batches(how.loader, bodies, how.image_size, len(bodies), device=how.device))
+        structures, appearances = images.chunk(2)
         write_png(swap_matrix(networks, structures, appearances), path / "swaps.png")
     report = {
         "dataset": data.name,

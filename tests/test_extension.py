@@ -1,10 +1,16 @@
 """The compiled module: it imports anywhere, and says truthfully how it was built."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from dgfast import _rerank
+
+HEADER = Path(__file__).parents[1] / "csrc" / "rerank.hpp"
 
 
 def test_build_info_describes_this_build():
@@ -33,3 +39,45 @@ def test_no_devices_are_seen_when_none_are_visible():
     environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) == 0
+
+
+def test_both_paths_offer_the_same_stages():
+    declared = re.split(r"namespace (?:cpu|cuda) {", HEADER.read_text())[1:]
+    cpu, cuda = (set(re.findall(r"^(?:void|int|int64_t) (\w+)\(", part, re.MULTILINE)) for part in declared)
+    workspaces = {name for name in cuda if name.endswith("_workspace")} | {"longest_list"}
+    assert cuda - workspaces <= cpu and cpu - cuda == {"smallest", "hit_ranks"}
+    assert {name for name in dir(_rerank.cpu) if name[0] != "_"} == cpu
+    if _rerank.build_info()["cuda"]:
+        assert {name for name in dir(_rerank.cuda) if name[0] != "_"} == cuda
+    else:
+        assert not hasattr(_rerank, "cuda")
+
+
+def lists(rows, k):
+    return np.empty((rows, k), np.float32), np.empty((rows, k), np.int32), np.empty(rows, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: _rerank.cpu.nearest_start(*lists(3, 2)[:2], np.empty(4, np.float32)), "expected distances and indices"),
+        (lambda: _rerank.cpu.nearest_start(np.empty((3, 2)), *lists(3, 2)[1:]), "incompatible"),
+        (lambda: _rerank.cpu.nearest_start(lists(3, 4)[0][:, ::2], *lists(3, 2)[1:]), "incompatible"),
+        (
+            lambda: _rerank.cpu.nearest_block(np.ones((2, 2), np.float32), 2, 0, np.ones(3, np.float32), *lists(3, 1), 0, True),
+            "reaches past the norms",
+        ),
+        (
+            lambda: _rerank.cpu.nearest_block(np.ones((2, 2), np.float32), 0, 0, np.ones(3, np.float32), *lists(2, 1), 0, True),
+            "needs the lists of all images",
+        ),
+        (
+            lambda: _rerank.cpu.distances_block(np.ones((2, 2), np.float32), 0, 0, np.ones(3, np.float32), "sse9"),
+            "'sse9' is not one that this processor runs",
+        ),
+        (lambda: _rerank.cpu.smallest(np.ones((2, 2), np.float32), *lists(2, 3)[:2]), "1 <= k <= columns"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(call, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        call()

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dgfast.data.pairs import ERASE_AREA, ERASE_ASPECT, PairSampler, View
+from dgfast.data.pairs import ERASE_AREA, ERASE_ASPECT, PairSampler, View, views_of
 
 LABELS = [7] * 5 + [3] * 4 + [9] + [2] * 3  # 13 images, one identity with a single one
 
@@ -46,6 +46,25 @@ def test_processes_share_the_batches_of_one(world_size):
         for stream in (0, 1):
             assert whole.batch(iteration)[stream] == [s for part in parts for s in part.batch(iteration)[stream]]
         assert {part.epoch(iteration) for part in parts} == {whole.epoch(iteration)}
+
+
+def test_any_position():
+    """A batch may begin anywhere in the streams, as after a change of the number of processes."""
+    whole = PairSampler(LABELS, seed=5, batch=40)
+    parts = [PairSampler(LABELS, seed=5, batch=3, rank=r, world_size=2) for r in range(2)]
+    assert {part.global_batch for part in parts} == {6}
+    for stream in (0, 1):
+        assert whole.batch(0)[stream][17:23] == [s for part in parts for s in part.batch_at(17)[stream]]
+    assert parts[1].batch(4) == parts[1].batch_at(24)
+    with pytest.raises(ValueError, match="position -1"):
+        whole.batch_at(-1)
+
+
+def test_views_are_in_the_order_of_the_pictures():
+    a, b = PairSampler(LABELS, seed=5, batch=2).batch(0)
+    expected = [(s.image, s.image_view) for s in a] + [(s.positive, s.positive_view) for s in a]
+    expected += [(s.image, s.image_view) for s in b] + [(s.positive, s.positive_view) for s in b]
+    assert views_of((a, b)) == expected
 
 
 def test_any_iteration_in_any_order():

@@ -19,8 +19,9 @@ _MODULE_OF = {
     "View": "pairs",
     "Record": "records",
     "ReidData": "records",
-    "TorchvisionPairLoader": "torchvision_loader",
-    "evaluation_batches": "torchvision_loader",
+    "choose": "loaders",
+    "evaluation_batches": "loaders",
+    "pair_loader": "loaders",
 }
 
 __all__ = list(_MODULE_OF)

@@ -19,7 +19,7 @@ from dgfast.data.image import UnreadableImage, read_image
 
 _log = logging.getLogger("dgfast")
 
-_FORMAT = 1  # of the cache file; another number means: check again
+_FORMAT = 2  # of the cache file; another number means: check again
 _NAMED = 5  # bad files that the warning names
 
 

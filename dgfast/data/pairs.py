@@ -44,6 +44,15 @@ class Sample:
     positive_view: View
 
 
+def views_of(streams: tuple[list[Sample], list[Sample]]) -> list[tuple[int, View]]:
+    """(image, view) of 4 N pictures: stream a's images, their positives, stream b's images, their positives."""
+    return [
+        view
+        for stream in streams
+        for view in (*((s.image, s.image_view) for s in stream), *((s.positive, s.positive_view) for s in stream))
+    ]
+
+
 class PairSampler:
     """The samples of both streams, for one rank.
 
@@ -104,9 +113,14 @@ class PairSampler:
         """Samples per epoch and stream, over all ranks: the number of training images."""
         return len(self._place)
 
+    @property
+    def global_batch(self) -> int:
+        """Samples per stream and iteration, over all ranks."""
+        return self.batch_size * self.world_size
+
     def epoch(self, iteration: int) -> int:
         """The epoch (from 0) of the first sample of the global batch of `iteration` (from 0)."""
-        return iteration * self.batch_size * self.world_size // self.epoch_length
+        return iteration * self.global_batch // self.epoch_length
 
     def same_identity(self, index: int) -> list[int]:
         """All images of the identity of image `index`, itself first, then those after it, then those before."""
@@ -115,9 +129,13 @@ class PairSampler:
 
     def batch(self, iteration: int) -> tuple[list[Sample], list[Sample]]:
         """The samples of streams a and b that this rank trains on in `iteration` (from 0)."""
-        if iteration < 0:
-            raise ValueError(f"iteration {iteration}: expected >= 0")
-        first = (iteration * self.world_size + self.rank) * self.batch_size
+        return self.batch_at(iteration * self.global_batch)
+
+    def batch_at(self, position: int) -> tuple[list[Sample], list[Sample]]:
+        """This rank's samples of streams a and b in the global batch whose first sample is the stream's `position`th."""
+        if position < 0:
+            raise ValueError(f"position {position}: expected >= 0")
+        first = position + self.rank * self.batch_size
         a, b = ([self._sample(stream, first + k) for k in range(self.batch_size)] for stream in (0, 1))
         return a, b
 

@@ -1,5 +1,17 @@
-"""Retrieval: features of images, rankings, their scores and pictures."""
+"""Retrieval: features of images, rankings, re-rankings, their scores and pictures."""
 
-from .metrics import RetrievalScores, cmc_map
+from .metrics import RankedHits, RetrievalScores, cmc_map
+from .neighbours import Neighbours, gather_neighbours
+from .reranking import nearest, rerank, rerank_blocks, rerank_topk
 
-__all__ = ["RetrievalScores", "cmc_map"]
+__all__ = [
+    "Neighbours",
+    "RankedHits",
+    "RetrievalScores",
+    "cmc_map",
+    "gather_neighbours",
+    "nearest",
+    "rerank",
+    "rerank_blocks",
+    "rerank_topk",
+]

@@ -8,25 +8,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgfast.data.loaders import LoaderName
 from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
 from dgfast.models import DGNet, Teacher
 
 from .features import combine, dgnet_halves, extract, teacher_halves
 from .histogram import histogram_features
-from .metrics import cmc_map, cosine_distances, multi_query
+from .metrics import RankedHits, cmc_map, cosine_distances, multi_query
+from .reranking import check_numbers, rerank_blocks
 from .visualise import ranking_figure
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How features are made: image size (H, W) in pixels, alpha, images a pass, reading processes, device."""
+    """How features are made: image size (H, W) in pixels, alpha, images a pass, reading threads, device, loader."""
 
     image_size: tuple[int, int]
     alpha: float
     batch: int
     workers: int
     device: torch.device
+    loader: LoaderName = "auto"
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """What `rerank` is told: neighbours k1 and k2, weight of the original distance."""
+
+    k1: int = 20
+    k2: int = 6
+    lambda_: float = 0.3
 
 
 Split = dict[str, Tensor]  # name of the feature -> [N, D]
@@ -38,7 +50,14 @@ def features_of(records: Sequence[Record], networks: DGNet | None, teacher: Teac
 
     def run(halves: Callable, title: str) -> list[Tensor]:
         return extract(
-            halves, records, how.image_size, how.device, batch=how.batch, workers=how.workers, progress=title
+            halves,
+            records,
+            how.image_size,
+            how.device,
+            batch=how.batch,
+            workers=how.workers,
+            loader=how.loader,
+            progress=title,
         )
 
     if teacher is not None:
@@ -51,28 +70,33 @@ def features_of(records: Sequence[Record], networks: DGNet | None, teacher: Teac
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores in percent by row (histogram, baseline, prim, fine, both) and name, and the distances [Q, G] of the last row.
+    """Scores in percent by row (histogram, baseline, prim, fine, both) and name, and the distances [Q, G] of the last feature.
 
     Names: rank1, rank5, rank10, mAP, mAP_trapezoid; rank1_multi and mAP_multi with multi-query: all further images of the
-    query's identity in its camera (the data set's own, or the gallery's).
+    query's identity in its camera (the data set's own, or the gallery's). Rows NAME_reranked have the single-query scores.
     """
 
     scores: dict[str, dict[str, float]]
     distances: Tensor
 
 
-def evaluate(data: ReidData, networks: DGNet | None, teacher: Teacher | None, how: Protocol) -> Evaluation:
+def evaluate(
+    data: ReidData, networks: DGNet | None, teacher: Teacher | None, how: Protocol, reranking: Reranking | None = None
+) -> Evaluation:
     """Score every kind of feature that the networks give, and the colour histogram.
 
     Args:
         data: with query and gallery; networks, teacher: in eval mode, None leaves their rows out.
+        reranking: adds a row for each feature, re-ranked.
     Raises:
-        UserError: query or gallery is empty, or no query has a match.
+        UserError: query or gallery is empty, no query has a match, or re-ranking does not fit them.
     """
     if not data.query or not data.gallery:
         raise UserError(
             f"{data.root} has {len(data.query)} query and {len(data.gallery)} gallery images; expected some of each"
         )
+    if reranking is not None:  # before the features are made, which takes longest
+        check_numbers(len(data.query), len(data.gallery), reranking.k1, reranking.k2, reranking.lambda_)
     pairs = {(r.person, r.camera) for r in data.query}
     extra = [r for r in (data.multi_query or data.gallery) if (r.person, r.camera) in pairs]
     query, gallery = (_rows(records, networks, teacher, how) for records in (data.query, data.gallery))
@@ -86,6 +110,8 @@ def evaluate(data: ReidData, networks: DGNet | None, teacher: Teacher | None, ho
     for name in query:
         distances = cosine_distances(query[name], gallery[name])
         scores[name] = _scores(distances, query[name], gallery[name], more[name], data, extra)
+        if reranking is not None:
+            scores[f"{name}_reranked"] = _reranked_scores(query[name].to(how.device), gallery[name].to(how.device), data, reranking)
     return Evaluation(scores, distances)
 
 
@@ -119,22 +145,31 @@ def _scores(
     distances: Tensor, query: Tensor, gallery: Tensor, extra: Tensor, data: ReidData, extra_records: list[Record]
 ) -> dict[str, float]:
     (q_ids, q_cams), (g_ids, g_cams), (e_ids, e_cams) = map(_labels, (data.query, data.gallery, extra_records))
-    mean = cmc_map(distances, q_ids, q_cams, g_ids, g_cams)
-    trapezoid = cmc_map(distances, q_ids, q_cams, g_ids, g_cams, ap="trapezoid")
+    hits = RankedHits(q_ids, q_cams, g_ids, g_cams)
+    hits.add(0, distances)
     pooled, p_ids, p_cams = multi_query(
         torch.cat([query, extra]), np.concatenate([q_ids, e_ids]), np.concatenate([q_cams, e_cams])
     )
     multi = cmc_map(cosine_distances(pooled, gallery), p_ids, p_cams, g_ids, g_cams)
-    values = {
-        "rank1": mean.rank1,
-        "rank5": mean.rank5,
-        "rank10": mean.rank10,
-        "mAP": mean.mAP,
-        "mAP_trapezoid": trapezoid.mAP,
-        "rank1_multi": multi.rank1,
-        "mAP_multi": multi.mAP,
-    }
-    return {name: round(100 * float(value), 3) for name, value in values.items()}
+    return _single_query(hits) | {"rank1_multi": _percent(multi.rank1), "mAP_multi": _percent(multi.mAP)}
+
+
+def _reranked_scores(query: Tensor, gallery: Tensor, data: ReidData, reranking: Reranking) -> dict[str, float]:
+    hits = RankedHits(*_labels(data.query), *_labels(data.gallery))
+    options = vars(reranking) | {"progress": "re-ranking"}
+    for first, distances in rerank_blocks(query, gallery, **options):
+        hits.add(first, distances)
+    return _single_query(hits)
+
+
+def _single_query(hits: RankedHits) -> dict[str, float]:
+    mean, trapezoid = hits.scores(), hits.scores(ap="trapezoid")
+    values = {"rank1": mean.rank1, "rank5": mean.rank5, "rank10": mean.rank10, "mAP": mean.mAP, "mAP_trapezoid": trapezoid.mAP}
+    return {name: _percent(value) for name, value in values.items()}
+
+
+def _percent(share: float) -> float:
+    return round(100 * float(share), 3)
 
 
 TITLES = {
@@ -146,13 +181,21 @@ TITLES = {
 }
 
 
+COLUMNS = {  # score -> title, width
+    "rank1": ("Rank-1", 8),
+    "rank5": ("Rank-5", 8),
+    "rank10": ("Rank-10", 8),
+    "mAP": ("mAP", 8),
+    "mAP_trapezoid": ("mAP trap.", 11),
+    "rank1_multi": ("multi R-1", 11),
+    "mAP_multi": ("multi mAP", 11),
+}
+
+
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """The scores as text, one line a feature."""
-    head = (
-        f"{'':<22}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>8}{'mAP':>8}{'mAP trap.':>11}{'multi R-1':>11}{'multi mAP':>11}"
-    )
-    widths = (8, 8, 8, 8, 11, 11, 11)
-    lines = [head]
+    lines = [f"{'':<22}" + "".join(f"{title:>{width}}" for title, width in COLUMNS.values())]
     for name, row in rows.items():
-        lines.append(f"{TITLES[name]:<22}" + "".join(f"{v:>{w}.1f}" for v, w in zip(row.values(), widths, strict=True)))
+        cells = ((f"{row[score]:.1f}" if score in row else "-", width) for score, (_, width) in COLUMNS.items())
+        lines.append(f"{TITLES.get(name, '  re-ranked'):<22}" + "".join(f"{text:>{width}}" for text, width in cells))
     return "\n".join(lines)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from dgfast.data.loaders import LoaderName, evaluation_batches
 from dgfast.data.records import Record
-from dgfast.data.torchvision_loader import evaluation_batches
 from dgfast.models import DGNet, Teacher
 
 Halves = tuple[Tensor, ...]  # one or two features [N, D] of a batch
@@ -38,6 +38,7 @@ def extract(
     *,
     batch: int = 64,
     workers: int = 0,
+    loader: LoaderName = "auto",
     progress: str = "",
 ) -> list[Tensor]:
     """The features of all records, in their order.
@@ -46,15 +47,15 @@ def extract(
 
     Args:
         halves: images [N, 3, H, W] on the device, normalised -> features; the networks are in eval mode.
-        image_size: (H, W) pixels; batch: images a pass; workers: reading processes; progress: title of a bar, "" for none.
+        image_size: (H, W) pixels; batch: images a pass; workers: reading threads or processes; loader: see `data.loaders`;
+        progress: title of a bar, "" for none.
     Returns:
         one [len(records), D] fp32 tensor on the CPU per half.
     """
     rows: list[list[Tensor]] = []
     bar = tqdm(total=len(records), desc=progress, unit="image", disable=not progress, dynamic_ncols=True, leave=False)
     with bar:
-        for images, _ in evaluation_batches(records, image_size, batch, workers):
-            images = images.to(device, non_blocking=True)
+        for images, _ in evaluation_batches(loader, records, image_size, batch, device=device, workers=workers):
             both = zip(halves(images), halves(images.flip(3)), strict=True)
             summed = [F.normalize(F.normalize(x.float()) + F.normalize(m.float())) for x, m in both]
             rows.append([x.cpu() for x in summed])

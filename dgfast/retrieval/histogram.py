@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dgfast.data.image import UnreadableImage, read_image
 from dgfast.errors import UserError
 
 STRIPES = 6
@@ -50,9 +51,8 @@ def histogram_features(records: Sequence[HasPath], image_size: tuple[int, int]) 
     features = np.empty((len(records), STRIPES * BINS**3), np.float32)
     for feature, record in zip(features, tqdm(records, desc="colour histograms", unit="image"), strict=True):
         try:
-            with Image.open(record.path) as image:
-                pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
-        except OSError as error:
+            pixels = np.asarray(read_image(record.path).resize((width, height), Image.Resampling.BILINEAR))
+        except UnreadableImage as error:
             raise UserError(
                 f"histogram: cannot read {record.path} ({error}); expected an image file; replace or remove it"
             ) from error

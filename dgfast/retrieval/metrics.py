@@ -5,17 +5,16 @@ of the same identity in the same camera are ignored, and so is identity -1; iden
 ranked and never correct.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
+from dgfast import _rerank
 from dgfast.data.records import DISTRACTOR, JUNK
 from dgfast.errors import UserError
-
-_BLOCK_VALUES = 1 << 22  # distances sorted at a time: 16 MiB of float32, within reach of the caches
 
 Array = np.ndarray | torch.Tensor
 Labels = np.ndarray | torch.Tensor | Sequence[int]
@@ -91,6 +90,9 @@ def multi_query(features: Array, persons: Labels, cameras: Labels) -> tuple[torc
     return sums / torch.from_numpy(counts).to(sums)[:, None], groups[:, 0], groups[:, 1]
 
 
+AveragePrecision = Literal["mean", "trapezoid"]
+
+
 def cmc_map(
     distances: Array,
     query_ids: Labels,
@@ -98,7 +100,7 @@ def cmc_map(
     gallery_ids: Labels,
     gallery_cameras: Labels,
     *,
-    ap: Literal["mean", "trapezoid"] = "mean",
+    ap: AveragePrecision = "mean",
     ranks: int = 50,
 ) -> RetrievalScores:
     """CMC and mAP of a distance matrix under the Market-1501 protocol (this file's first lines).
@@ -117,47 +119,127 @@ def cmc_map(
     Raises:
         UserError: shapes do not fit, a distance is NaN, `ranks` < 1, or no query has a correct match.
     """
-    if ap not in ("mean", "trapezoid"):
-        raise UserError(f'cmc_map: ap is {ap!r}; expected "mean" or "trapezoid"')
-    if ranks < 1:
-        raise UserError(f"cmc_map: ranks is {ranks}; expected 1 or more")
+    _check_choice(ap, ranks)
+    hits = RankedHits(query_ids, query_cameras, gallery_ids, gallery_cameras)
     matrix = _host_array(distances)
-    query = _Labelled("query", query_ids, query_cameras)
-    gallery = _Labelled("gallery", gallery_ids, gallery_cameras)
-    if matrix.shape != (len(query.ids), len(gallery.ids)):
+    if matrix.shape != (hits.queries, hits.gallery):
         raise UserError(
-            f"cmc_map: distances of shape {list(matrix.shape)} for {len(query.ids)} query and {len(gallery.ids)} "
+            f"cmc_map: distances of shape {list(matrix.shape)} for {hits.queries} query and {hits.gallery} "
             "gallery labels; expected [queries, gallery]"
         )
+    hits.add(0, matrix)
+    return hits.scores(ap=ap, ranks=ranks)
 
-    first_ranks, average_precisions = [], []
-    for rows, hit_queries, hit_ranks in _ranked_hits(matrix, query, gallery):
-        hits = np.bincount(hit_queries, minlength=rows)
-        starts = np.cumsum(hits) - hits
-        place = np.arange(len(hit_ranks)) - starts[hit_queries]  # 0 for a query's best hit, 1 for the next, ...
+
+class RankedHits:
+    """CMC and mAP of distances that come in blocks of queries, as from `rerank_blocks`, so that [Q, G] is never held.
+
+    hits = RankedHits(query_ids, query_cameras, gallery_ids, gallery_cameras)
+    for first, distances in blocks: hits.add(first, distances)
+    hits.scores(), hits.scores(ap="trapezoid")
+
+    Protocol, ties and labels are those of `cmc_map`. What is kept is the rank of every correct match.
+
+    Raises:
+        UserError: the numbers of identities and cameras differ.
+    """
+
+    def __init__(self, query_ids: Labels, query_cameras: Labels, gallery_ids: Labels, gallery_cameras: Labels):
+        self._query = _Labelled("query", query_ids, query_cameras)
+        gallery = self._gallery = _Labelled("gallery", gallery_ids, gallery_cameras)
+        self.queries, self.gallery = len(self._query.ids), len(gallery.ids)
+        # The gallery by identity: a query's own identity is one stretch of it.
+        self._by_id = np.argsort(gallery.ids, kind="stable")
+        sorted_ids = gallery.ids[self._by_id]
+        self._begin = np.searchsorted(sorted_ids, self._query.ids, side="left")
+        self._end = np.searchsorted(sorted_ids, self._query.ids, side="right")
+        self._junk = np.flatnonzero(gallery.ids == JUNK).astype(np.int32)
+        self._blocks: list[tuple[np.ndarray, np.ndarray]] = []  # the queries of hits and their ranks
+        self._seen = np.zeros(self.queries, bool)
+
+    def add(self, first: int, distances: Array) -> None:
+        """Take the distances [queries, G] of the queries first, first + 1, ...; each query once, in any order.
+
+        Raises:
+            UserError: the shape does not fit, a query came before, or a distance is NaN.
+        """
+        matrix = _host_array(distances)
+        if matrix.dtype not in (np.float32, np.float64):
+            matrix = matrix.astype(np.float64)
+        stop = first + len(matrix)
+        if matrix.ndim != 2 or matrix.shape[1] != self.gallery or first < 0 or stop > self.queries or self._seen[first:stop].any():
+            raise UserError(
+                f"RankedHits.add: distances of shape {list(matrix.shape)} from query {first} on, of {self.queries} queries and "
+                f"{self.gallery} gallery images; expected [queries, gallery], and each query once"
+            )
+        same, same_queries = self._same_identity(first, stop)
+        ids = self._query.ids[same_queries]
+        own_camera = self._gallery.cameras[same] == self._query.cameras[same_queries]
+        correct = ~own_camera & (ids != JUNK) & (ids != DISTRACTOR)
+        hits, hit_queries = same[correct], same_queries[correct]
+        ranks = np.empty(len(hits), np.int64)
+        bad = _rerank.cpu.hit_ranks(
+            np.ascontiguousarray(matrix), _offsets(hit_queries, first, stop), hits, _offsets(same_queries[own_camera], first, stop),
+            same[own_camera], self._junk, ranks,
+        )  # fmt: skip
+        if bad >= 0:
+            raise UserError(
+                f"cmc_map: the distances of query {first + bad} hold NaN; expected numbers; look for NaN in the features"
+            )
+        order = np.lexsort((ranks, hit_queries))
+        self._blocks.append((hit_queries[order], ranks[order]))
+        self._seen[first:stop] = True
+
+    def scores(self, *, ap: AveragePrecision = "mean", ranks: int = 50) -> RetrievalScores:
+        """The scores over the queries taken so far; arguments as in `cmc_map`.
+
+        Raises:
+            UserError: `ranks` < 1, or no query has a correct match.
+        """
+        _check_choice(ap, ranks)
+        queries, hit_ranks = (np.concatenate([b[i] for b in self._blocks] or [np.empty(0, np.int64)]) for i in (0, 1))
+        hits = np.bincount(queries, minlength=self.queries)
+        counted = hits > 0
+        seen = int(self._seen.sum())
+        if not counted.any():
+            raise UserError(
+                f"cmc_map: none of the {seen} queries has a correct match among {self.gallery} gallery "
+                "images; expected the same identity in another camera; check identities and cameras"
+            )
+        starts = np.flatnonzero(np.diff(queries, prepend=-1))  # each query's hits stand together
+        place = np.arange(len(queries)) - np.repeat(starts, hits[queries[starts]])  # 0 for a query's best hit, 1 for the next, ...
         precision = (place + 1) / (hit_ranks + 1)
         if ap == "trapezoid":
             before = np.divide(place, hit_ranks, out=np.ones(len(place)), where=hit_ranks > 0)
             precision = (before + precision) / 2
-        counted = hits > 0
-        sums = np.bincount(hit_queries, weights=precision, minlength=rows)
-        average_precisions.append(sums[counted] / hits[counted])
-        first_ranks.append(hit_ranks[starts[counted]])
-
-    first = np.concatenate(first_ranks) if first_ranks else np.empty(0, np.int64)
-    if len(first) == 0:
-        raise UserError(
-            f"cmc_map: none of the {len(query.ids)} queries has a correct match among {len(gallery.ids)} gallery "
-            "images; expected the same identity in another camera; check identities and cameras"
+        sums = np.bincount(queries, weights=precision, minlength=self.queries)
+        first = hit_ranks[starts]
+        return RetrievalScores(
+            *(float(np.mean(first < k)) for k in (1, 5, 10)),
+            mAP=float(np.mean(sums[counted] / hits[counted])),
+            cmc=np.cumsum(np.bincount(first[first < ranks], minlength=ranks)) / len(first),
+            queries=len(first),
+            skipped=seen - len(first),
         )
-    cmc = np.cumsum(np.bincount(first[first < ranks], minlength=ranks)) / len(first)
-    return RetrievalScores(
-        *(float(np.mean(first < k)) for k in (1, 5, 10)),
-        mAP=float(np.mean(np.concatenate(average_precisions))),
-        cmc=cmc,
-        queries=len(first),
-        skipped=len(query.ids) - len(first),
-    )
+
+    def _same_identity(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Gallery images (int32) of the queries' own identities, and the query of each."""
+        begin, count = self._begin[first:stop], (self._end - self._begin)[first:stop]
+        queries = np.repeat(np.arange(first, stop), count)
+        within = np.arange(len(queries)) - np.repeat(np.cumsum(count) - count, count)
+        return self._by_id[np.repeat(begin, count) + within].astype(np.int32), queries
+
+
+def _check_choice(ap: str, ranks: int) -> None:
+    if ap not in ("mean", "trapezoid"):
+        raise UserError(f'cmc_map: ap is {ap!r}; expected "mean" or "trapezoid"')
+    if ranks < 1:
+        raise UserError(f"cmc_map: ranks is {ranks}; expected 1 or more")
+
+
+def _offsets(queries: np.ndarray, first: int, stop: int) -> np.ndarray:
+    """Where each query's entries begin in a list that is sorted by query."""
+    return np.searchsorted(queries, np.arange(first, stop + 1))
 
 
 class _Labelled:
@@ -170,46 +252,6 @@ class _Labelled:
                 f"cmc_map: {len(self.ids)} {side} identities and {len(self.cameras)} {side} cameras; "
                 "expected one of each an image"
             )
-
-
-def _ranked_hits(
-    matrix: np.ndarray, query: _Labelled, gallery: _Labelled
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Blocks of queries: how many, and for each correct match its query within the block and its 0-based rank.
-
-    The hits come sorted by query, then rank. Only hits need a rank, so the distances are sorted without their indices
-    (several times faster than argsort) and each hit is looked up in its query's sorted row.
-    """
-    block = max(1, _BLOCK_VALUES // max(1, matrix.shape[1]))
-    for start in range(0, len(matrix), block):
-        distances = matrix[start : start + block]
-        bad = np.isnan(distances).any(axis=1)
-        if bad.any():
-            raise UserError(
-                f"cmc_map: the distances of query {start + int(bad.argmax())} hold NaN; expected numbers; "
-                "look for NaN in the features"
-            )
-        ids, cameras = query.ids[start : start + block, None], query.cameras[start : start + block, None]
-        same_id = ids == gallery.ids
-        same_camera = cameras == gallery.cameras
-        ignored = (same_id & same_camera) | (gallery.ids == JUNK)
-        hit_rows, hit_columns = np.nonzero(same_id & ~ignored & (ids != DISTRACTOR))
-        ranked = np.where(ignored, np.array(np.inf, distances.dtype), distances)
-        ranked.sort(axis=1)
-        hit_values = distances[hit_rows, hit_columns]
-        hit_ranks = np.empty(len(hit_rows), np.int64)
-        edges = np.searchsorted(hit_rows, np.arange(len(distances) + 1))
-        for row in range(len(distances)):
-            mine = slice(edges[row], edges[row + 1])
-            nearer = np.searchsorted(ranked[row], hit_values[mine], side="left")
-            hit_ranks[mine] = nearer
-            tied = np.searchsorted(ranked[row], hit_values[mine], side="right") - nearer > 1
-            for hit in np.flatnonzero(tied) + edges[row]:
-                column = hit_columns[hit]
-                equal = (distances[row, :column] == hit_values[hit]) & ~ignored[row, :column]
-                hit_ranks[hit] += np.count_nonzero(equal)
-        order = np.lexsort((hit_ranks, hit_rows))
-        yield len(distances), hit_rows[order], hit_ranks[order]
 
 
 def _labels(values: Labels) -> np.ndarray:

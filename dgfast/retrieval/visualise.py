@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dgfast.data.image import UnreadableImage, read_image
 from dgfast.data.records import DISTRACTOR, JUNK
 from dgfast.errors import UserError
 
@@ -76,9 +77,8 @@ def ranking_figure(
 def _framed(path: str | PathLike, colour: tuple[int, int, int]) -> Image.Image:
     """The picture at the cell's size within a frame of the colour."""
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB").resize(CELL, Image.Resampling.BICUBIC)
-    except OSError as error:
+        picture = read_image(Path(path)).resize(CELL, Image.Resampling.BICUBIC)
+    except UnreadableImage as error:
         raise UserError(
             f"ranking_figure: cannot read {path} ({error}); expected an image file; replace or remove it"
         ) from error

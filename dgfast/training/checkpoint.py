@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,48 @@ import torch
 
 log = logging.getLogger("dgfast")
 KEPT = 2  # the last one, and the one before it in case the last is damaged
+
+
+class Writer:
+    """Saves checkpoints while the training goes on, one at a time."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing: Future[Path] | None = None
+
+    def save(self, folder: Path, stage: str, iteration: int, state: dict[str, Any]) -> None:
+        """As `save` below, of the state as it is now: it is copied before this returns. Waits for the one before.
+
+        Raises:
+            what writing the one before raised.
+        """
+        self.wait()
+        self.writing = self.thread.submit(save, folder, stage, iteration, _copied(state))
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk.
+
+        Raises:
+            what writing it raised.
+        """
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """Wait, whatever comes of it, and end the thread."""
+        self.thread.shutdown()
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, torch.Tensor):
+        # A copy in any case: `cpu` alone gives a CPU tensor itself.
+        return state.detach().cpu() if state.is_cuda else state.detach().clone()
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_copied(value) for value in state)
+    return state
 
 
 def save(folder: Path, stage: str, iteration: int, state: dict[str, Any]) -> Path:

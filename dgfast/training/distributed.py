@@ -1,17 +1,50 @@
-"""Several processes: who am I, equal weights at the start, averaged gradients in every step."""
+"""Several processes: who am I, equal weights at the start, averaged gradients in every step, decisions taken together."""
 
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dgfast.errors import UserError
 
 T = TypeVar("T")
+
+
+class Votes:
+    """Flags that count as set when any process sets them. All processes cast the same number of votes, in the same order.
+
+    Args:
+        alone: whether there is no other process.
+    """
+
+    def __init__(self, alone: bool):
+        self.alone = alone
+        self.open: list[tuple[Tensor, dist.Work | None]] = []
+
+    def cast(self, *flags: bool, at_once: bool) -> list[bool]:
+        """This process's flags; what came of all votes that have not been counted.
+
+        Args:
+            at_once: count this one too, which waits for the slowest process; else it counts at the next call, by when it has long
+                been with everybody. Alone, everything counts at once.
+        """
+        mine = torch.tensor(flags, dtype=torch.uint8)
+        work = None if self.alone else dist.all_reduce(mine, dist.ReduceOp.MAX, async_op=True)
+        self.open.append((mine, work))
+        counted = self.open if at_once or self.alone else self.open[:-1]
+        self.open = self.open[len(counted) :]
+        set_by_any = torch.zeros_like(mine)
+        for found, coming in counted:
+            if coming is not None:
+                coming.wait()
+            set_by_any |= found
+        return [bool(flag) for flag in set_by_any]
 
 
 class Workers:
@@ -45,28 +78,25 @@ class Workers:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other process."""
+        return self.world_size == 1
+
     def close(self) -> None:
         """Leave the group."""
-        if self.world_size > 1:
+        if not self.alone:
             dist.destroy_process_group()
 
     def barrier(self) -> None:
         """Wait for all."""
-        if self.world_size > 1:
+        if not self.alone:
             dist.all_reduce(torch.zeros(1))
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
-        if self.world_size == 1:
-            return flag
-        value = torch.tensor([float(flag)])
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return bool(value.item())
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over all processes, in one transfer."""
         tensors = list(tensors)
-        if self.world_size == 1 or not tensors:
+        if self.alone or not tensors:
             return
         flat = torch.cat([t.detach().reshape(-1) for t in tensors])
         dist.all_reduce(flat)
@@ -76,9 +106,26 @@ class Workers:
             t.copy_(flat[offset : offset + t.numel()].view_as(t))
             offset += t.numel()
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Mean of the gradients over all processes: with a loss that is a mean, the gradient of the global batch."""
-        self.average(p.grad for p in parameters if p.grad is not None)
+    def data_parallel(self, objective: nn.Module, accumulates: bool) -> nn.Module:
+        """The objective, with the mean of its gradients over all processes taken while the backward pass still makes others.
+
+        With a loss that is a mean this is the gradient of the global batch.
+
+        Args:
+            objective: a module whose parameters all get a gradient from its loss, each time.
+            accumulates: whether some backward passes add to the gradients before they are averaged (see `apart`).
+        """
+        if self.alone:
+            return objective
+        # BatchNorm's running statistics differ between processes until `average_statistics`. A static graph has its first backward
+        # pass averaged as a whole, which one that only adds up must not be.
+        return DistributedDataParallel(
+            objective, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=not accumulates
+        )
+
+    def apart(self, objective: nn.Module) -> AbstractContextManager:
+        """Within the context, backward passes of a `data_parallel` objective add to this process's gradients alone."""
+        return objective.no_sync() if isinstance(objective, DistributedDataParallel) else nullcontext()
 
     def average_statistics(self, *modules: nn.Module) -> None:
         """Mean of BatchNorm's running statistics over all processes, so that one process can save for all."""
@@ -86,14 +133,14 @@ class Workers:
 
     def same_weights(self, *modules: nn.Module) -> None:
         """Give all processes the first one's weights and statistics."""
-        if self.world_size > 1:
+        if not self.alone:
             for module in modules:
                 for tensor in module.state_dict().values():
                     dist.broadcast(tensor, 0)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows [n_r, D] of each process, in the order of the ranks -> [sum n_r, D] on the CPU, in every process."""
-        if self.world_size == 1:
+        if self.alone:
             return rows.cpu()
         parts: list[Tensor | None] = [None] * self.world_size
         dist.all_gather_object(parts, rows.cpu())
@@ -101,7 +148,7 @@ class Workers:
 
     def share(self, value: T) -> T:
         """The first process's value, in every process."""
-        if self.world_size == 1:
+        if self.alone:
             return value
         box = [value]
         dist.broadcast_object_list(box, 0)

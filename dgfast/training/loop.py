@@ -1,4 +1,8 @@
-"""The loop around a stage: iterations, numbers, pictures, checkpoints, signals, and the place to go on from."""
+"""The loop around a stage: iterations, numbers, pictures, checkpoints, signals, and the place to go on from.
+
+An iteration that logs and saves nothing waits neither for the device nor for the other processes: losses come to the host when the
+device has them, votes on whether to stop are read one iteration late.
+"""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -13,9 +17,10 @@ from dgfast.data.loading import PairLoader
 from dgfast.errors import Diverged, Interrupted, UserError
 
 from . import checkpoint
-from .distributed import Workers
+from .distributed import Votes, Workers
 from .logging import StageLog, say
 from .stages import Stage
+from .watch import LossWatch
 
 
 class StopRequest:
@@ -69,49 +74,63 @@ def run_stage(
     log = StageLog(run, stage.name, start, iterations, images) if workers.first else None
     loader = make_loader(start)
 
+    writer = checkpoint.Writer()
+    watch = LossWatch()
+
     def save(done: int) -> None:
         workers.average_statistics(*stage.modules)
         if workers.first:
-            checkpoint.save(folder, stage.name, done, {**stage.state_dict(), "global_batch": global_batch})
-        workers.barrier()  # nobody leaves, or is resumed, before the file is there
+            writer.save(folder, stage.name, done, {**stage.state_dict(), "global_batch": global_batch})
 
-    done = start
+    def settle() -> None:
+        """Nobody leaves, or is resumed, before the file is there."""
+        writer.wait()
+        workers.barrier()
+
+    votes = Votes(workers.alone)
     try:
         with StopRequest().listening() as stop:
             for iteration in range(start, iterations):
                 # Dropout's draws: a function of seed, stage, iteration and rank, so that nothing of it needs saving.
                 torch.manual_seed(_mix(config.seed, stage.name, iteration, workers.rank))
-                losses = stage.step(next(loader), iteration)
-                names, values = list(losses), torch.stack([v.float() for v in losses.values()]).cpu()
-                broken = [
-                    name for name, value in zip(names, values.tolist(), strict=True) if not abs(value) < float("inf")
-                ]
-                if workers.any(bool(broken)):
-                    raise Diverged(
-                        f"stage {stage.name}, iteration {iteration}: loss {', '.join(broken) or 'of another process'} is not"
-                        f" finite; the last good checkpoint is kept: resume with lower learning rates or --precision fp32"
-                    )
+                watch.add(iteration, stage.step(next(loader), iteration))
                 done = iteration + 1
-                if done % config.log_every == 0 or done == iterations:
+                last = done == iterations or (stage.name == "dgnet" and done == config.stop_after)
+                logging = done % config.log_every == 0 or last
+                saving = done % config.checkpoint_every == 0 or last
+
+                waits = logging or saving
+                broken, interrupted = votes.cast(watch.broken(wait=waits) is not None, bool(stop.signal), at_once=waits)
+                if interrupted and not waits:  # what is about to be saved must be good
+                    late, _ = votes.cast(watch.broken(wait=True) is not None, False, at_once=True)
+                    broken |= late
+                if broken:
+                    iteration, names = watch.broken(wait=True) or (iteration, ["of another process"])
+                    raise Diverged(
+                        f"stage {stage.name}, iteration {iteration}: loss {', '.join(names)} is not finite; the last good"
+                        " checkpoint is kept: resume with lower learning rates or --precision fp32"
+                    )
+                if logging:
+                    values = watch.latest()
                     workers.average([values])
                     if log:
-                        log.write(iteration, dict(zip(names, values.tolist(), strict=True)))
+                        log.write(iteration, dict(zip(watch.names, values.tolist(), strict=True)))
                 if log:
                     log.tick()
                     if picture and (done % config.sample_every == 0 or done == iterations):
                         log.picture(iteration, "samples", picture(done))
-                interrupted = workers.any(bool(stop.signal)) or (
-                    stage.name == "dgnet" and config.stop_after is not None and done >= config.stop_after
-                )
-                if done % config.checkpoint_every == 0 or done == iterations or interrupted:
+                if saving or interrupted:
                     save(done)
-                if interrupted and done < iterations:
+                if (interrupted or last) and done < iterations:
+                    settle()
                     number = stop.signal or signal.SIGTERM
                     raise Interrupted(
                         number, f"stopped after iteration {done} of {stage.name}; go on with --resume {run}"
                     )
+            settle()
     finally:
         loader.close()
+        writer.close()
         if log:
             log.close()
 

@@ -1,5 +1,6 @@
 """The three optimisers and their schedules (method, section 2)."""
 
+import importlib.util
 from collections.abc import Iterable, Sequence
 
 from torch import nn
@@ -29,34 +30,49 @@ class Schedule:
             group["lr"] = rate * factor
 
 
-def generator_optimizer(networks: DGNet, config: OptimConfig) -> Adam:
+def generator_optimizer(networks: DGNet, config: OptimConfig) -> Optimizer:
     """Adam for E_s and G."""
     return _adam([*networks.structure.parameters(), *networks.decoder.parameters()], config.generator_lr, config)
 
 
-def discriminator_optimizer(networks: DGNet, config: OptimConfig) -> Adam:
+def discriminator_optimizer(networks: DGNet, config: OptimConfig) -> Optimizer:
     """Adam for D."""
     return _adam(networks.discriminator.parameters(), config.discriminator_lr, config)
 
 
-def appearance_optimizer(networks: DGNet, config: OptimConfig) -> SGD:
+def appearance_optimizer(networks: DGNet, config: OptimConfig) -> Optimizer:
     """SGD for E_a: the backbone slower than the heads."""
     return _sgd(networks.appearance, config.backbone_lr, config.head_lr, config.weight_decay)
 
 
-def teacher_optimizer(teacher: Teacher, config: TeacherConfig, weight_decay: float) -> SGD:
+def teacher_optimizer(teacher: Teacher, config: TeacherConfig, weight_decay: float) -> Optimizer:
     """SGD for the teacher."""
     return _sgd(teacher, config.teacher_backbone_lr, config.teacher_lr, weight_decay)
 
 
-def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig) -> Adam:
-    return Adam(parameters, rate, betas=(config.adam_beta1, 0.999), weight_decay=config.weight_decay, fused=True)
+def apex_is_here() -> bool:
+    """Whether NVIDIA apex with its fused optimisers is installed; PyPI's package of that name is a web toolkit."""
+    return all(importlib.util.find_spec(name) is not None for name in ("apex", "amp_C"))
 
 
-def _sgd(network: nn.Module, backbone_rate: float, head_rate: float, weight_decay: float) -> SGD:
+def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig) -> Optimizer:
+    parameters = list(parameters)
+    betas = (config.adam_beta1, 0.999)
+    if parameters[0].is_cuda and apex_is_here():
+        from apex.optimizers import FusedAdam
+
+        return FusedAdam(parameters, rate, betas=betas, weight_decay=config.weight_decay, adam_w_mode=False)
+    return Adam(parameters, rate, betas=betas, weight_decay=config.weight_decay, fused=True)
+
+
+def _sgd(network: nn.Module, backbone_rate: float, head_rate: float, weight_decay: float) -> Optimizer:
     backbone = list(network.backbone.parameters())
     inside = set(backbone)
     heads = [p for p in network.parameters() if p not in inside]
     groups = [{"params": backbone, "lr": backbone_rate}, {"params": heads, "lr": head_rate}]
+    if heads[0].is_cuda and apex_is_here():
+        from apex.optimizers import FusedSGD
+
+        return FusedSGD(groups, backbone_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
     # Not fused: when fp16's loss scale skips the very first step, torch 2.11's fused SGD keeps an uninitialised momentum.
     return SGD(groups, momentum=0.9, nesterov=True, weight_decay=weight_decay)

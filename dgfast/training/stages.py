@@ -1,6 +1,8 @@
 """The two stages of a run: the teacher (the paper's baseline) and DG-Net. Each is one iteration and the state it needs."""
 
 import random
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from dgfast.models import DGNet, Teacher
 
 from . import losses
 from .distributed import Workers
+from .frozen import untracked
 from .optimizers import (
     Schedule,
     appearance_optimizer,
@@ -21,7 +24,8 @@ from .optimizers import (
     teacher_optimizer,
 )
 from .precision import MixedPrecision
-from .step import discriminator_losses, generator_losses, translate, weights_at
+from .step import Translation, Weights, discriminator_losses, generator_losses, translate, weights_at
+from .update import Losses, Update
 
 # Every other step, on average, E_s learns from the generated images; else it judges them (method, section 2).
 STRUCTURE_LEARNS = 0.5
@@ -39,10 +43,10 @@ class TeacherStage:
         self.teacher = teacher
         self.modules = (teacher,)
         self.frozen_norm = config.optim.batch_norm == "frozen"
-        self.workers = workers
         self.precision = precision
         self.optimizer = teacher_optimizer(teacher, config.teaching, config.optim.weight_decay)
         self.schedule = Schedule(self.optimizer, config.teaching.teacher_milestones)
+        self.update = Update([teacher], [self.optimizer], workers, precision, parts=1, clip=config.optim.clip_gradient)
 
     def step(self, batch: PairBatch, iteration: int) -> dict[str, Tensor]:
         """One update; the loss (before it) and the share of images whose identity is found."""
@@ -50,12 +54,15 @@ class TeacherStage:
         _train_mode(self.teacher, self.frozen_norm)
         images = torch.cat([batch.a.image, batch.a.positive, batch.b.image, batch.b.positive])
         labels = torch.cat([batch.a.label, batch.a.label, batch.b.label, batch.b.label])
-        with self.precision.autocast():
-            logits = self.teacher(images).logits
-            loss = losses.cross_entropy(logits, labels)
-        _update(loss, [self.optimizer], self.teacher, self.workers, self.precision)
+
+        def objective() -> Losses:
+            with self.precision.autocast():
+                logits = self.teacher(images).logits
+                return {"total": losses.cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
+
+        found = self.update([objective])
         self.precision.scaler.update()
-        return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels).float().mean()}
+        return {"loss": found["total"], "accuracy": found["accuracy"]}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimiser, loss scale. Schedules and random draws are functions of the iteration."""
@@ -83,7 +90,7 @@ class DGNetStage:
         self.modules = (networks, teacher)
         self.config = config
         self.frozen_norm = config.optim.batch_norm == "frozen"
-        self.workers = workers
+        self.joint = config.optim.batch_norm == "joint"
         self.precision = precision
         optim = config.optim
         self.optimizers = {
@@ -92,40 +99,67 @@ class DGNetStage:
             "appearance": appearance_optimizer(networks, optim),
         }
         self.schedules = [Schedule(optimizer, optim.milestones) for optimizer in self.optimizers.values()]
+        update = partial(Update, workers=workers, precision=precision, parts=optim.accumulate, clip=optim.clip_gradient)
+        self.update_discriminator = update([networks.discriminator], [self.optimizers["discriminator"]])
+        self.update_generator = update(
+            [networks.structure, networks.decoder, networks.appearance],
+            [self.optimizers["generator"], self.optimizers["appearance"]],
+        )
 
     def step(self, batch: PairBatch, iteration: int) -> dict[str, Tensor]:
         """One iteration of section 2 of the method; all losses before their weights, "d/..." and "g/..."."""
         for schedule in self.schedules:
             schedule.set(iteration)
         weights = weights_at(self.config.loss, iteration)
-        networks, precision = self.networks, self.precision
-        _train_mode(networks, self.frozen_norm)
-        joint = self.config.optim.batch_norm == "joint"
+        _train_mode(self.networks, self.frozen_norm)
+        # the same in all processes: the coin depends on nothing but the run's seed and the iteration
+        structure_learns = random.Random(f"{self.config.run.seed}:{iteration}").random() < STRUCTURE_LEARNS
 
-        with precision.autocast():
-            made = translate(networks, batch, joint_statistics=joint)
-        with precision.autocast_penalty():
-            d = discriminator_losses(networks, batch, made, weights)
-        _update(d["total"], [self.optimizers["discriminator"]], networks.discriminator, self.workers, precision)
-        with precision.autocast():
-            g = generator_losses(
-                networks,
+        parts = batch.split(self.config.optim.accumulate)
+        if len(parts) == 1:
+            made = self._translate(batch)
+            again = seen = lambda part: made
+        else:
+            # What one part made would have to be kept through the other parts, so D sees it without a graph and it is made again.
+            seen, again = self._preview, self._translate
+        d = self.update_discriminator([partial(self._discriminator_losses, part, seen, weights) for part in parts])
+        g = self.update_generator(
+            [partial(self._generator_losses, part, again, weights, structure_learns) for part in parts]
+        )
+        self.precision.scaler.update()
+        return {f"d/{name}": loss for name, loss in d.items()} | {f"g/{name}": loss for name, loss in g.items()}
+
+    def _translate(self, batch: PairBatch) -> Translation:
+        with self.precision.autocast():
+            return translate(self.networks, batch, joint_statistics=self.joint)
+
+    @torch.no_grad()
+    def _preview(self, batch: PairBatch) -> Translation:
+        with untracked(self.networks):  # the same images will be counted when they are made again
+            return self._translate(batch)
+
+    def _discriminator_losses(self, batch: PairBatch, make: Callable[[PairBatch], Translation], weights: Weights) -> Losses:
+        made = make(batch)
+        with self.precision.autocast_penalty():
+            return discriminator_losses(self.networks, batch, made, weights)
+
+    def _generator_losses(
+        self, batch: PairBatch, make: Callable[[PairBatch], Translation], weights: Weights, structure_learns: bool
+    ) -> Losses:
+        made = make(batch)
+        with self.precision.autocast():
+            return generator_losses(
+                self.networks,
                 self.teacher,
                 batch,
                 made,
                 weights,
-                # the same in all processes: the coin depends on nothing but the run's seed and the iteration
-                structure_learns=random.Random(f"{self.config.run.seed}:{iteration}").random() < STRUCTURE_LEARNS,
+                structure_learns=structure_learns,
                 label_style=self.config.loss.label_style,
                 appearance_code_gradient=self.config.loss.appearance_code_gradient,
                 batch_statistics=not self.frozen_norm,
-                joint_statistics=joint,
+                joint_statistics=self.joint,
             )
-        _update(
-            g["total"], [self.optimizers["generator"], self.optimizers["appearance"]], networks, self.workers, precision
-        )
-        precision.scaler.update()
-        return {f"d/{k}": v.detach() for k, v in d.items()} | {f"g/{k}": v.detach() for k, v in g.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Four networks, the teacher, three optimisers, loss scale. Schedules, warm-up and draws are functions of the iteration."""
@@ -146,21 +180,6 @@ class DGNetStage:
 
 
 Stage = TeacherStage | DGNetStage
-
-
-def _update(
-    loss: Tensor,
-    optimizers: list[torch.optim.Optimizer],
-    module: nn.Module,
-    workers: Workers,
-    precision: MixedPrecision,
-) -> None:
-    """Gradients of the loss, their mean over all processes, one step of each optimiser."""
-    module.zero_grad(set_to_none=True)
-    precision.scaler.scale(loss).backward()
-    workers.average_gradients(module.parameters())
-    for optimizer in optimizers:
-        precision.scaler.step(optimizer)
 
 
 def _train_mode(module: nn.Module, frozen_norm: bool) -> None:

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dgfast.config import TEACHER_IMAGES, Config, to_json
+from dgfast.data.loaders import choose, evaluation_batches, pair_loader
 from dgfast.data.loading import PairLoader
 from dgfast.data.pairs import PairSampler
 from dgfast.data.records import Record, ReidData
-from dgfast.data.torchvision_loader import TorchvisionPairLoader, evaluation_batches
 from dgfast.errors import UserError
 from dgfast.models import DGNet, Teacher
 from dgfast.models.backbones import load_backbone_weights
@@ -37,7 +37,8 @@ class Trainer:
         config: everything that decides the result. data: with a training split. run: the run directory, made before.
         workers: the processes. cache: torch's hub folder, where ImageNet weights are looked for.
     Raises:
-        UserError: too few identities, sizes that do not fit together, a teacher or backbone file that does not serve.
+        UserError: too few identities, sizes that do not fit together, a teacher or backbone file that does not serve, a
+            loader that does not work.
     """
 
     def __init__(self, config: Config, data: ReidData, run: Path, workers: Workers, cache: Path):
@@ -47,6 +48,9 @@ class Trainer:
             raise UserError(f"{data.root} has no training images; expected at least two identities to train on")
         if data.num_classes < 2:
             raise UserError(f"{data.root} has {data.num_classes} training identity; expected at least two: swaps need another")
+        _, loader = choose(config.data.loader, workers.device)
+        if workers.first:
+            log.info("images are loaded by %s", loader)
         self.precision = MixedPrecision(config.run.precision, workers.device, config.run.tf32)
         torch.manual_seed(config.run.seed)
         try:
@@ -71,12 +75,12 @@ class Trainer:
             self.networks.appearance.backbone.load_state_dict(teacher.backbone.state_dict())
             for head in (self.networks.appearance.prim, self.networks.appearance.fine):
                 head.load_state_dict(teacher.head.state_dict())
-        networks = self._place(self.networks)
         batch = self.config.optim.batch_size
-        stage = DGNetStage(networks, teacher, self.config, self.workers, self.precision)
+        stage = self.dgnet_stage(teacher)
+        networks = stage.networks
         run_stage(
             stage,
-            self._loader(batch),
+            self.loader(batch),
             self.config.optim.iterations,
             self.run,
             self.config.run,
@@ -86,6 +90,20 @@ class Trainer:
         )
         self._save(networks, "model.safetensors")
         return networks.eval(), teacher.eval()
+
+    def teacher_stage(self) -> TeacherStage:
+        """The teacher's stage before its first iteration, on this process's device."""
+        teacher = self._place(self.teacher)
+        self._compile(teacher)
+        return TeacherStage(teacher, self.config, self.workers, self.precision)
+
+    def dgnet_stage(self, teacher: Teacher) -> DGNetStage:
+        """DG-Net's stage before its first iteration, on this process's device, taught by the teacher of `teacher_stage`."""
+        networks = self._place(self.networks)
+        if self.config.run.checkpoint_activations:
+            networks.structure.recompute = networks.decoder.recompute = True
+        self._compile(networks.appearance, networks.structure, networks.decoder)
+        return DGNetStage(networks, teacher.eval().requires_grad_(False), self.config, self.workers, self.precision)
 
     def _make_teacher(self) -> Teacher:
         """The teacher as it is before its stage, or from a file."""
@@ -108,20 +126,20 @@ class Trainer:
 
     def _train_teacher(self) -> Teacher:
         """The teacher after its stage, which is skipped where it came from a file."""
-        teacher = self._place(self.teacher)
+        stage = self.teacher_stage()
         if self.config.teaching.teacher is None:
             batch = self.config.teaching.teacher_batch_size // TEACHER_IMAGES
             run_stage(
-                TeacherStage(teacher, self.config, self.workers, self.precision),
-                self._loader(batch),
+                stage,
+                self.loader(batch),
                 self.config.teaching.teacher_iterations,
                 self.run,
                 self.config.run,
                 self.workers,
                 batch * self.workers.world_size,
             )
-        self._save(teacher, "teacher.safetensors")
-        return teacher.eval().requires_grad_(False)
+        self._save(stage.teacher, "teacher.safetensors")
+        return stage.teacher
 
     def _check_backbone(self, teacher: Teacher) -> None:
         appearance = self.networks.appearance
@@ -137,10 +155,19 @@ class Trainer:
         load_backbone_weights(backbone, self.config.teaching.backbone_weights, self.cache)
 
     def _place(self, module: nn.Module) -> nn.Module:
+        if self.config.optim.sync_batch_norm:
+            if self.workers.device.type != "cuda":
+                raise UserError("--sync-batch-norm needs GPUs, found none: leave it away")
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         # The loaders deliver channels_last; convolutions that stay in it are faster, also on a CPU (1.3x a step).
         return module.to(self.workers.device, memory_format=torch.channels_last)
 
-    def _loader(self, batch: int) -> Callable[[int], PairLoader]:
+    def _compile(self, *modules: nn.Module) -> None:
+        if self.config.run.compile != "off":
+            for module in modules:
+                module.compile(mode=self.config.run.compile)
+
+    def loader(self, batch: int) -> Callable[[int], PairLoader]:
         """Iteration to start from -> loader, for `batch` samples per stream."""
         data, run = self.config.data, self.config.run
         sampler = PairSampler(
@@ -154,22 +181,23 @@ class Trainer:
             erase_probability=data.erase_probability,
             mirror_probability=data.mirror_probability,
         )
-        return lambda start: TorchvisionPairLoader(
+        return lambda start: pair_loader(
+            data.loader,
             self.data.train,
             sampler,
-            image_size=self.image_size,
-            pad=data.padding,
+            device=self.workers.device,
             workers=data.loader_workers,
+            prefetch=data.prefetch,
             start_iteration=start,
             cache=data.cache,
-            device=self.workers.device,
         )
 
     def _pictures(self, networks: DGNet) -> Callable[[int], Tensor]:
         """A function that writes samples/NNNNNNNN.png of the same images at each call."""
         records = spread(self.data.train, 2 * GRID_COLUMNS)
-        images, _ = next(evaluation_batches(records, self.image_size, len(records), 0))
-        a, b = (x.to(self.workers.device) for x in images.chunk(2))
+        device = self.workers.device
+        images, _ = next(evaluation_batches(self.config.data.loader, records, self.image_size, len(records), device=device))
+        a, b = images.chunk(2)
 
         def picture(iteration: int) -> Tensor:
             grid = sample_grid(networks, a, b[: len(a)])

@@ -1,0 +1,136 @@
+"""`dgfast rerank`: exact k-reciprocal re-ranking of saved features."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from dgfast.errors import UserError
+from dgfast.launcher import run
+from dgfast.retrieval import rerank, rerank_topk
+
+HELP = """Re-rank a gallery by k-reciprocal neighbours, exactly (Zhong et al., CVPR 2017).
+
+dgfast rerank --query q.npy --gallery g.npy --out d.npy                  distances [Q, G], float32
+
+dgfast rerank --query q.npy --gallery g.npy --out best.npz --topk 100    the 100 best of each query: distances, indices
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line says."""
+
+    query: Path
+    """Features of the queries: .npy, [Q, D], float16 or float32; they need not be normalised."""
+    gallery: Path
+    """Features of the gallery: .npy, [G, D]."""
+    out: Path
+    """File to write: .npy with all distances, or with --topk .npz with arrays `distances` and `indices`, [Q, K] each."""
+    topk: int | None = None
+    """Only so many best gallery images of each query; for galleries whose [Q, G] fits neither memory nor disk."""
+    k1: int = 20
+    """Neighbours among which reciprocity is sought."""
+    k2: int = 6
+    """Neighbours averaged over; 1 leaves the average out."""
+    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.3
+    """Weight of the original distance, 0 to 1."""
+    variant: Literal["zhong", "squared"] = "zhong"
+    """The paper's distances, or their squares, as some toolkits have it."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """Distance of the features as they are, or of their directions."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto is a GPU where there is one."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Re-rank as the command line says; the file appears when it is complete.
+
+    Raises:
+        UserError: a file cannot be read or written, or the features do not fit.
+    """
+    command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast rerank", description=HELP)
+    suffix = ".npy" if command.topk is None else ".npz"
+    if command.out.suffix != suffix:
+        raise UserError(f"--out is {command.out}; expected a name that ends in {suffix}; .npy without --topk, .npz with it")
+    device = _device(command.device)
+    query, gallery = (_features(path, device) for path in (command.query, command.gallery))
+    how = {
+        "k1": command.k1, "k2": command.k2, "lambda_": command.lambda_, "variant": command.variant, "metric": command.metric,
+        "progress": "re-ranking",
+    }  # fmt: skip
+    if command.topk is None:
+        _write(command.out, lambda partial: _all(partial, query, gallery, how))
+        said = f"distances [{len(query)}, {len(gallery)}]"
+    else:
+        found = rerank_topk(query, gallery, command.topk, **how)
+        distances, indices = (torch.as_tensor(x).cpu().numpy() for x in found)
+        _write(command.out, lambda partial: _save_topk(partial, distances, indices))
+        said = f"distances and indices [{len(query)}, {command.topk}]"
+    print(f"{command.out}  {said}")
+
+
+def _all(partial: Path, query: np.ndarray | torch.Tensor, gallery: np.ndarray | torch.Tensor, how: dict) -> None:
+    shape = (len(query), len(gallery))
+    if isinstance(query, torch.Tensor):
+        with partial.open("wb") as file:
+            np.save(file, rerank(query, gallery, **how).cpu().numpy())
+        return
+    if 0 in shape or query.ndim != 2 or gallery.ndim != 2:
+        rerank(query, gallery, **how)  # says what is wrong with them
+    out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)  # the result may exceed memory
+    rerank(query, gallery, out=out, **how)
+    out.flush()
+
+
+def _save_topk(partial: Path, distances: np.ndarray, indices: np.ndarray) -> None:
+    with partial.open("wb") as file:
+        np.savez(file, distances=distances, indices=indices)
+
+
+def _write(path: Path, fill: Callable[[Path], None]) -> None:
+    """Has a file beside `path` filled and puts it there when it is complete."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fill(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}; expected a folder with room for it; choose another --out") from error
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device is {name}; found {torch.cuda.device_count()} CUDA devices; `dgfast doctor` says what is here")
+    return device
+
+
+def _features(path: Path, device: torch.device) -> np.ndarray | torch.Tensor:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; expected a NumPy file (.npy) of features [images, length]") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} holds several arrays; expected a NumPy file (.npy) of features [images, length]")
+    if device.type == "cpu" or array.dtype.kind != "f":
+        return array
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))).to(device)
+
+
+if __name__ == "__main__":
+    run(main)

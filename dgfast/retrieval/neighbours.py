@@ -1,0 +1,331 @@
+"""Which images are nearest to each image: features made ready, exact neighbours from blocks of products, ranks' shares joined."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dgfast.errors import UserError
+
+from .stages import Lists, Stages
+
+Array = np.ndarray | torch.Tensor
+
+METRICS = ("euclidean", "cosine")
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_CHUNK = 1 << 18  # values converted at a time: 1 MiB, within the L2 cache
+_SAMPLE = 4096  # rows that say where the centre is
+_BLOCK_BYTES = 1 << 30  # of queries' distances to all images
+_REFINED = 1 << 24  # values compared at a time where distances of given neighbours are computed
+
+Ticks = Callable[[int], object]  # told how much more is done
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Exact nearest images of consecutive images; images are numbered queries first, then gallery.
+
+    indices: [rows, k] integers, in any order, the image itself included. distances: [rows, k] float, *squared* Euclidean, of the
+    features as given (of unit vectors for metric "cosine"); None has them computed, exactly 0 for equal images. farthest: [rows]
+    float, the squared distance to the image that is farthest; None has it found, which takes all products.
+    """
+
+    indices: Array
+    distances: Array | None = None
+    farthest: Array | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """All images' features, made ready: `values` [N, D] fp32 is the input times `scale` (a power of two), moved towards the origin.
+
+    Neither changes a ratio of distances; both keep what fp32 products can resolve. `norms` [N] are squared norms.
+    """
+
+    values: Tensor
+    norms: Tensor
+    scale: float
+    queries: int
+
+
+def checked_pair(query: Array, gallery: Array) -> tuple[Tensor, Tensor]:
+    """Both sides as tensors on one device.
+
+    Raises:
+        UserError: kind, dtype, shape or device do not fit, or a side is empty.
+    """
+    sides = []
+    for name, side in (("query", query), ("gallery", gallery)):
+        if isinstance(side, np.ndarray):
+            tensor = _as_tensor(side, name)
+        elif isinstance(side, torch.Tensor):
+            tensor = side.detach()
+        else:
+            raise UserError(f"rerank: {name} is a {type(side).__name__}; expected features [N, D], a NumPy array or a torch tensor")
+        if tensor.dtype not in _FLOATS:
+            raise UserError(f"rerank: {name} holds {tensor.dtype}; expected float16, bfloat16 or float32; convert it")
+        if tensor.ndim != 2 or tensor.shape[1] == 0:
+            raise UserError(f"rerank: {name} has shape {list(tensor.shape)}; expected [images, feature length]")
+        if len(tensor) == 0:
+            raise UserError(
+                f"rerank: {name} has no images (shape {list(tensor.shape)}); expected one at least; look at where they were read"
+            )
+        sides.append(tensor)
+    a, b = sides
+    if a.shape[1] != b.shape[1]:
+        raise UserError(
+            f"rerank: query features have {a.shape[1]} values, gallery features {b.shape[1]}; expected as many; extract both with "
+            "the same model"
+        )
+    if a.device != b.device:
+        raise UserError(f"rerank: query is on {a.device}, gallery on {b.device}; expected one device; move one with .to()")
+    if a.device.type not in ("cpu", "cuda"):
+        raise UserError(f"rerank: the features are on {a.device}; expected the CPU or a CUDA device; move them with .to()")
+    if len(a) + len(b) >= 2**31:
+        raise UserError(
+            f"rerank: {len(a) + len(b)} images; expected fewer than 2^31, because image numbers are 32 bits wide; shard the gallery"
+        )
+    return a, b
+
+
+def _as_tensor(side: np.ndarray, name: str) -> Tensor:
+    if side.dtype.kind != "f" or side.dtype.itemsize > 8:
+        raise UserError(f"rerank: {name} holds {side.dtype}; expected float16, float32 or float64; convert it")
+    if not side.dtype.isnative or any(step < 0 for step in side.strides):  # torch has neither
+        side = np.ascontiguousarray(side, side.dtype.newbyteorder("="))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
+        return torch.from_numpy(side)
+
+
+def make_ready(query: Tensor, gallery: Tensor, metric: str, device: torch.device) -> Features:
+    """Features of both sides, converted, checked, normalised for metric "cosine", scaled and centred.
+
+    Raises:
+        UserError: a feature is NaN or infinite, or zero where it needs a direction; the row is named.
+    """
+    n, dims = len(query) + len(gallery), query.shape[1]
+    values = torch.empty((n, dims), dtype=torch.float32, device=device)
+    rows = max(1, _CHUNK // dims)
+    parts = [values[first : first + rows] for first in range(0, n, rows)]
+    largest = 0.0
+    for name, side, place in (("query", query, 0), ("gallery", gallery, len(query))):
+        for first in range(0, len(side), rows):
+            part = values[place + first : place + min(first + rows, len(side))]
+            part.copy_(side[first : first + rows])
+            largest = max(largest, _largest(part, name, first))
+            if metric == "cosine":
+                _normalise(part, name, first)
+    if metric == "cosine":
+        largest = 1.0
+    # Brings the largest value to 1 .. 2, so that no squared norm overflows; a power of two changes no digit.
+    scale = 2.0 ** min(-math.floor(math.log2(largest)), 126) if largest > 0 else 1.0
+    if scale != 1:
+        for part in parts:
+            part.mul_(scale)
+    # A common offset only costs digits: |x - y|^2 comes from |x|^2 + |y|^2 - 2xy. What is subtracted is coarse, so that small
+    # whole numbers stay exact, and for that the mean of some rows is good enough.
+    mean = values[:: -(-n // _SAMPLE)].mean(0, dtype=torch.float64)
+    offset = float(mean.abs().max())
+    grain = 2.0 ** (math.floor(math.log2(offset)) - 3) if offset > 0 else 1.0
+    centre = (mean / grain).round().mul(grain).float()
+    norms = torch.empty(n, dtype=torch.float32, device=device)
+    for part, norm in zip(parts, norms.split(rows), strict=True):
+        part.sub_(centre)
+        norm.copy_(torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).square_())
+    return Features(values, norms, scale, len(query))
+
+
+def _largest(part: Tensor, name: str, first: int) -> float:
+    """The largest magnitude of some rows, all finite."""
+    largest = max(abs(float(x)) for x in part.aminmax())  # NaN, where there is one, is both
+    if math.isfinite(largest):
+        return largest
+    row = int((~part.isfinite().all(1)).int().argmax())
+    kind = "NaN" if part[row].isnan().any() else "infinite values"
+    raise UserError(
+        f"rerank: {name} row {first + row} holds {kind}; expected features that are finite in fp32; look at that image and at what "
+        "made its features"
+    )
+
+
+def _normalise(part: Tensor, name: str, first: int) -> None:
+    lengths = torch.linalg.vector_norm(part, dim=1, keepdim=True, dtype=torch.float64)
+    if not lengths.all():
+        row = int((lengths[:, 0] == 0).int().argmax())
+        raise UserError(
+            f'rerank: {name} row {first + row} is zero and has no direction; expected features that have one for metric "cosine"'
+        )
+    part.copy_(part / lengths)
+
+
+class Tiles:
+    """Blocks of products of features, always cut at the same places, so that a product has one value wherever it is used."""
+
+    def __init__(self, features: Features, stages: Stages):
+        self._features, self._stages = features, stages
+        n = len(features.values)
+        # Rows halve as images double, so that the queries' rows of a tile stay within _BLOCK_BYTES.
+        rows, self.columns = stages.tile
+        while rows > 64 and 4 * rows * n > _BLOCK_BYTES:
+            rows //= 2
+        self.rows = rows
+        self._room = torch.empty(min(rows, n) * min(self.columns, n), device=stages.device)
+
+    def bands(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """The bands of rows [start, end) that hold the images first .. stop - 1."""
+        n = len(self._features.values)
+        return [(s, min(s + self.rows, n)) for s in range(first // self.rows * self.rows, stop, self.rows)]
+
+    def upper_triangle(self) -> int:
+        """Products in the blocks on and above the diagonal."""
+        n = len(self._features.values)
+        return sum((end - start) * (n - start) for start, end in self.bands(0, n))
+
+    def products(self, band: tuple[int, int], first_column: int) -> Iterator[tuple[int, Tensor]]:
+        """For a band, (column, products [rows, columns]) from `first_column` on; valid until the next."""
+        start, end = band
+        x, n = self._features.values, len(self._features.values)
+        for column in range(first_column, n, self.columns):
+            width = min(self.columns, n - column)
+            values = self._room[: (end - start) * width].view(end - start, width)
+            torch.mm(x[start:end], x[column : column + width].t(), out=values)
+            yield column, values
+
+
+def in_units_of_input(lists: Lists, features: Features) -> Neighbours:
+    """Lists as the user sees them."""
+    unit = features.scale**-2
+    return Neighbours(lists.indices, _scaled(lists.distances, unit), _scaled(lists.farthest, unit))
+
+
+def nearest_lists(
+    features: Features, stages: Stages, tiles: Tiles, k: int, rows: range | None, keep: Tensor | None, ticks: Ticks
+) -> Lists:
+    """The k nearest images of `rows` (None: of all, in half the products).
+
+    Args:
+        keep: [Q, G] receives the squared distances of queries and gallery; only with all rows.
+    """
+    n, queries = len(features.values), features.queries
+    symmetric = rows is None
+    lists = stages.start(0 if symmetric else rows.start, n if symmetric else len(rows), k)
+    for band in tiles.bands(0, n) if symmetric else [(rows.start, rows.stop)]:
+        start, end = band
+        if symmetric:
+            for column, values in tiles.products(band, start):
+                stages.nearest_block(values, start, column, features.norms, lists, True)
+                if keep is not None and start < queries and column + values.shape[1] > queries:
+                    skip = max(0, queries - column)
+                    place = column + skip - queries
+                    part = values[: queries - start, skip:]
+                    keep[start : start + len(part), place : place + part.shape[1]] = part
+                ticks(values.numel())
+            continue
+        for first in range(start, end, tiles.rows):
+            for column, values in tiles.products((first, min(first + tiles.rows, end)), 0):
+                stages.nearest_block(values, first, column, features.norms, lists, False)
+                ticks(values.numel())
+    return lists
+
+
+def given_lists(neighbours: Neighbours, features: Features, stages: Stages, k: int, tiles: Tiles, ticks: Ticks) -> Lists:
+    """The first k of the neighbours that the caller has, checked, completed and ordered by (distance, index).
+
+    Raises:
+        UserError: shapes, types or values do not fit.
+    """
+    n, device = len(features.values), stages.device
+    indices = _given(neighbours.indices, "indices", torch.int64, device)
+    if indices.ndim != 2 or len(indices) != n or indices.shape[1] < k:
+        raise UserError(
+            f"rerank: neighbours.indices has shape {list(indices.shape)}; expected [{n}, {k} or more]: max(k1 + 1, k2) of each "
+            "query and then of each gallery image"
+        )
+    bad = ((indices < 0) | (indices >= n)).any(1)
+    if bad.any():
+        raise UserError(f"{_of_image('indices', bad)} leave 0 .. {n - 1}; expected image numbers")
+    bad = (indices.sort(1)[0].diff(dim=1) == 0).any(1)
+    if bad.any():
+        raise UserError(f"{_of_image('indices', bad)} name an image twice; expected different ones")
+    if neighbours.distances is None:
+        distances = _distances_to(features.values, indices)
+    else:
+        distances = _scaled(_given(neighbours.distances, "distances", torch.float64, device), features.scale**2)
+        _check_distances(distances, "distances", indices.shape)
+        distances.masked_fill_(indices == torch.arange(n, device=device)[:, None], 0.0)  # whatever the index's rounding left
+    # By index, then stably by distance: the tie rule.
+    indices, order = indices.sort(dim=1)
+    distances, order = distances.gather(1, order).sort(dim=1, stable=True)
+    indices = indices.gather(1, order)
+    if neighbours.farthest is None:
+        farthest = nearest_lists(features, stages, tiles, 1, None, None, ticks).farthest
+    else:
+        farthest = _scaled(_given(neighbours.farthest, "farthest", torch.float64, device), features.scale**2)
+        _check_distances(farthest, "farthest", (n,))
+    return Lists(distances[:, :k].contiguous(), indices[:, :k].int().contiguous(), farthest)
+
+
+def _given(array: Array, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    tensor = torch.as_tensor(array).detach()
+    if tensor.is_floating_point() != dtype.is_floating_point or tensor.dtype == torch.bool:
+        expected = "floats" if dtype.is_floating_point else "integers"
+        raise UserError(f"rerank: neighbours.{name} holds {tensor.dtype}; expected {expected}")
+    return tensor.to(device=device, dtype=dtype)
+
+
+def _scaled(distances: Tensor, factor: float) -> Tensor:
+    """fp32; by way of fp64, because the factor may be beyond fp32."""
+    return distances.double().mul(factor).float()
+
+
+def _check_distances(values: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    if tuple(values.shape) != tuple(shape):
+        raise UserError(f"rerank: neighbours.{name} has shape {list(values.shape)}; expected {list(shape)}")
+    bad = ~(values.isfinite() & (values >= 0)).reshape(len(values), -1).all(1)
+    if bad.any():
+        raise UserError(f"{_of_image(name, bad)} are not finite and >= 0; expected squared Euclidean distances")
+
+
+def _of_image(name: str, bad: Tensor) -> str:
+    return f"rerank: neighbours.{name} of image {int(bad.int().argmax())}"
+
+
+def _distances_to(values: Tensor, indices: Tensor) -> Tensor:
+    """Squared distances [N, k] of each image to the images listed for it."""
+    n, k = indices.shape
+    distances = torch.empty((n, k), dtype=torch.float32, device=values.device)
+    rows = max(1, _REFINED // (k * values.shape[1]))
+    for first in range(0, n, rows):
+        part = slice(first, first + rows)
+        distances[part] = (values[part, None] - values[indices[part]]).square_().sum(2)
+    return distances
+
+
+def gather_neighbours(own: Neighbours, group: dist.ProcessGroup | None = None) -> Neighbours:
+    """All ranks' neighbours in the order of the ranks, on every rank.
+
+    Args:
+        own: those of this rank's rows, tensors on the group's device, or NumPy arrays for gloo. Ranks may hold different numbers of
+            rows, but the same k, dtypes and fields; a field that is None stays so.
+    """
+
+    def gathered(array: Array | None) -> Tensor | None:
+        if array is None:
+            return None
+        tensor = torch.as_tensor(array).contiguous()
+        count = torch.tensor([len(tensor)], device=tensor.device)
+        counts = [torch.empty_like(count) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(counts, count, group)
+        most = int(max(counts))
+        padded = torch.cat([tensor, tensor.new_zeros((most - len(tensor), *tensor.shape[1:]))])
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group)
+        return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
+
+    return Neighbours(gathered(own.indices), gathered(own.distances), gathered(own.farthest))

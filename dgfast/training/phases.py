@@ -1,0 +1,144 @@
+"""Which part of an iteration takes its time: ranges named in the trace while it runs, and the reading of that trace."""
+
+import bisect
+import heapq
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.profiler import record_function
+
+NETWORKS = ("E_a", "E_s", "G", "D", "teacher")
+PHASES = ("data", *NETWORKS, "backward", "optimizer", "communication", "idle", "other")
+STEPS = "dgfast steps"  # the range around all iterations of a trace
+
+_NODE = "autograd::engine::evaluate_function"  # backward passes that no range names: the gradient penalty's
+_TRANSFERS = ("gloo:", "nccl:")
+_LAUNCHES = ("LaunchKernel", "LaunchCooperativeKernel", "GraphLaunch")
+_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
+class Reading(NamedTuple):
+    """What a trace says, per iteration.
+
+    ms: wall time; phases: the same time divided by phase, ms, in the order of `PHASES`; launches: kernels launched from the host
+    (a CUDA graph is one), None without a GPU; device: whether the phases are times of the GPU or, where it recorded nothing, of
+    the host.
+    """
+
+    ms: float
+    phases: dict[str, float]
+    launches: float | None
+    device: bool
+
+
+class _Span(NamedTuple):
+    start: float
+    end: float
+    label: str
+    rank: int  # of several at a time the lowest counts, among equals the first to start
+
+
+@contextmanager
+def named(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Within the context, each module's forward pass is a range of its name in the trace, frozen views' passes too."""
+    opened: list[record_function] = []
+
+    def enter(name: str) -> None:
+        opened.append(record_function(name))
+        opened[-1].__enter__()
+
+    def leave(*_: object) -> None:
+        opened.pop().__exit__(None, None, None)
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            compiled = module._compiled_call_impl
+            if compiled is None:
+                stack.callback(module.register_forward_pre_hook(lambda *_, name=name: enter(name)).remove)
+                stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+            else:  # hooks that come after torch.compile are not seen by the compiled call
+                stack.callback(setattr, module, "_compiled_call_impl", compiled)
+                module._compiled_call_impl = _within(name, compiled)
+        yield
+
+
+def _within(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def ranged(*args: Any, **kwargs: Any) -> Any:
+        with record_function(name):
+            return call(*args, **kwargs)
+
+    return ranged
+
+
+def read(file: Path, steps: int) -> Reading:
+    """The times in a Chrome trace of `steps` iterations within one range `STEPS`.
+
+    On a CPU a moment belongs to the range that the host is in. On a GPU it belongs to the range in which the work that runs was
+    launched: communication counts where nothing else runs, data where the host waits for it and the GPU has nothing to do, other
+    pauses are "idle": the host is too slow to launch. Either way all phases together are the wall time.
+    """
+    events = [event for event in json.loads(file.read_text())["traceEvents"] if event.get("ph") == "X"]
+    window = next(e for e in events if e["name"] == STEPS and e["cat"] == "user_annotation")
+    start, end = window["ts"], window["ts"] + window["dur"]
+    host = list(timeline(_host_spans(events), start, end, "other"))
+    calls = [e for e in events if e["cat"] in ("cuda_runtime", "cuda_driver") and start <= e["ts"] <= end]
+    work = [e for e in events if e["cat"] in _DEVICE]
+    device = any(e["cat"] == "kernel" for e in work)
+    if device:
+        spans = [*_device_spans(work, calls, host), *(span for span in host if span.label == "data")]
+        pieces = list(timeline(spans, start, end, "idle"))
+    else:
+        pieces = host
+    phases = dict.fromkeys(PHASES, 0.0)
+    for piece in pieces:
+        phases[piece.label] += (piece.end - piece.start) / 1000 / steps
+    launches = sum(any(word in e["name"] for word in _LAUNCHES) for e in calls) / steps if device else None
+    return Reading((end - start) / 1000 / steps, phases, launches, device)
+
+
+def timeline(spans: Iterable[_Span], start: float, end: float, rest: str) -> Iterator[_Span]:
+    """The time from start to end without gaps or overlaps: each moment with the label of the span that counts, or `rest`."""
+    waiting = sorted((span for span in spans if span.end > start and span.start < end), key=lambda span: span.start)
+    cuts = sorted({start, end, *(t for s in waiting for t in (s.start, s.end) if start < t < end)})
+    active: list[tuple[int, float, float, str]] = []  # rank, start, end, label
+    taken = 0
+    for begin, until in zip(cuts, cuts[1:], strict=False):
+        while taken < len(waiting) and waiting[taken].start <= begin:
+            span = waiting[taken]
+            heapq.heappush(active, (span.rank, span.start, span.end, span.label))
+            taken += 1
+        while active and active[0][2] <= begin:
+            heapq.heappop(active)
+        yield _Span(begin, until, active[0][3] if active else rest, 2)
+
+
+def _host_spans(events: Iterable[dict[str, Any]]) -> Iterator[_Span]:
+    for event in events:
+        name, cat, start = event["name"], event["cat"], event["ts"]
+        end = start + event["dur"]
+        if cat == "user_annotation" and name == "communication":
+            yield _Span(start, end, name, 0)
+        elif cat == "user_annotation" and name in (*NETWORKS, "data", "optimizer"):
+            yield _Span(start, end, name, 1)
+        elif cat == "cpu_op" and name.startswith(_NODE):
+            yield _Span(start, end, "backward", 2)
+        elif cat in ("cpu_op", "user_annotation") and name.startswith(_TRANSFERS):
+            # Beside backward nodes a transfer costs nothing; after the last of them, and elsewhere, the others wait for it.
+            yield _Span(start, end, "communication", 3)
+        elif cat == "user_annotation" and name == "backward":
+            yield _Span(start, end, name, 4)
+
+
+def _device_spans(work: Iterable[dict[str, Any]], calls: Iterable[dict[str, Any]], host: list[_Span]) -> Iterator[_Span]:
+    launched = {e["args"]["correlation"]: e["ts"] for e in calls if "correlation" in e.get("args", {})}
+    starts = [span.start for span in host]
+    for event in work:
+        at = launched.get(event["args"].get("correlation"))
+        # By the launch's time and not by its thread: autograd launches from threads of its own while the host's waits.
+        label = "other" if at is None else host[max(0, bisect.bisect_right(starts, at) - 1)].label
+        transfer = "nccl" in event["name"].lower()
+        yield _Span(event["ts"], event["ts"] + event["dur"], "communication" if transfer else label, int(transfer))

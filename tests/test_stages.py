@@ -1,0 +1,150 @@
+"""One update of a stage: parts of a batch, clipped gradients, activations computed again, compiled networks, no hidden waiting."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dgfast.data.loading import PairBatch, StreamBatch
+from dgfast.models import DGNet
+from dgfast.models.dgnet import make_teacher
+from dgfast.training.distributed import Votes, Workers
+from dgfast.training.precision import MixedPrecision
+from dgfast.training.stages import DGNetStage, TeacherStage
+from dgfast.training.watch import LossWatch
+from tests import tiny
+
+CLASSES = 5
+MODEL = dataclasses.replace(tiny.MODEL, prim_dropout=0.0, fine_dropout=0.0)
+
+
+def batch(samples: int = 4) -> PairBatch:
+    g = torch.Generator().manual_seed(0)
+
+    def stream() -> StreamBatch:
+        images = [torch.randn(samples, 3, *tiny.SIZE, generator=g) for _ in range(4)]
+        return StreamBatch(*images, torch.randint(0, CLASSES, (samples,), generator=g), torch.arange(samples))
+
+    return PairBatch(stream(), stream())
+
+
+def stage(tmp_path, kind=DGNetStage, **overrides):
+    torch.manual_seed(0)
+    config = tiny.config(tmp_path, tmp_path, batch_size=4, **overrides)
+    networks, teacher = DGNet(MODEL, CLASSES), make_teacher(MODEL, CLASSES)
+    common = config, Workers(), MixedPrecision("fp32", torch.device("cpu"), False)
+    return TeacherStage(teacher, *common) if kind is TeacherStage else DGNetStage(networks, teacher.eval(), *common)
+
+
+def gradients(made: DGNetStage, iteration: int = 5):
+    """Losses of one step and the gradients that it used; every weight of the objective has grown by iteration 5."""
+    losses = made.step(batch(), iteration)
+    return losses, {name: p.grad.clone() for name, p in made.networks.named_parameters()}
+
+
+def assert_close(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        assert a.keys() == b.keys()
+        largest = max(float(v.norm()) for v in b.values())
+        for name in a:
+            # Gradients of offsets in front of an instance norm are rounding noise.
+            assert float((a[name] - b[name]).norm()) <= tolerance * max(float(b[name].norm()), 1e-4 * largest), name
+
+
+def test_parts_add_up_to_the_batch(tmp_path):
+    """Also that both halves of an iteration use one and the same made image; BatchNorm is frozen, since a part has its own."""
+    whole = gradients(stage(tmp_path, batch_norm="frozen"))
+    parts = gradients(stage(tmp_path, batch_norm="frozen", accumulate=2))
+    assert_close(parts, whole, 1e-4)
+
+
+def test_parts_count_each_image_once(tmp_path):
+    """Running statistics move once for each part's real images, not again for the look that D takes."""
+    made = stage(tmp_path, accumulate=2)
+    before = int(made.networks.appearance.backbone[1].num_batches_tracked)
+    made.step(batch(), 5)
+    clean, erased = 1, 1  # passes of a part, both streams together; generated images leave the statistics alone
+    assert int(made.networks.appearance.backbone[1].num_batches_tracked) - before == 2 * (clean + erased)
+
+
+@pytest.mark.parametrize("kind", [DGNetStage, TeacherStage])
+def test_clipped_gradients(tmp_path, kind):
+    free, clipped = (stage(tmp_path, kind, clip_gradient=clip) for clip in (0.0, 1e-3))
+    for made in (free, clipped):
+        made.step(batch(), 5)
+    for module in ("discriminator", "appearance") if kind is DGNetStage else ("head",):
+
+        def norm(made, module=module):
+            network = made.networks if kind is DGNetStage else made.teacher
+            return float(torch.nn.utils.get_total_norm(p.grad for p in getattr(network, module).parameters()))
+
+        assert norm(free) > 2e-3 and norm(clipped) <= 1.001e-3
+
+
+@pytest.mark.parametrize("iteration", [5, 6, 7, 8])  # E_s learns from generated images in some, judges them in others
+def test_activations_computed_again_change_nothing_and_take_less(tmp_path, iteration):
+    kept = {}
+
+    def run(recompute: bool):
+        made = stage(tmp_path)
+        made.networks.structure.recompute = made.networks.decoder.recompute = recompute
+        sizes = {}
+
+        def note(t):
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            made._translate(batch())
+        kept[recompute] = sum(sizes.values())
+        return gradients(made, iteration)
+
+    (losses, found), (expected_losses, expected) = run(True), run(False)
+    for name in expected_losses:
+        assert torch.equal(losses[name], expected_losses[name]), name
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+    assert kept[True] < 0.6 * kept[False]
+
+
+def test_compiled_networks_have_no_graph_breaks_and_the_same_gradients(tmp_path):
+    expected = gradients(stage(tmp_path))
+    made = stage(tmp_path)
+    for network in (made.networks.appearance, made.networks.structure, made.networks.decoder, made.teacher):
+        network.compile(backend="aot_eager", fullgraph=True)
+    assert_close(gradients(made), expected, 1e-4)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at operators that bring a value of the device to the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("label_style", ["soft", "hard", "two-label"])
+def test_a_step_never_asks_the_device_for_a_value(tmp_path, label_style):
+    made = stage(tmp_path, label_style=label_style, clip_gradient=1.0)
+    made.step(batch(), 4)  # optimisers make their state
+    with NoWaiting():
+        made.step(batch(), 5)
+        with pytest.raises(AssertionError):
+            torch.ones(()).item()
+
+
+def test_watch_names_the_first_broken_iteration():
+    watch = LossWatch()
+    good, bad = torch.tensor(1.0), torch.tensor(float("nan"))
+    watch.add(3, {"a": good, "b": good})
+    assert watch.broken(wait=False) is None and watch.latest().tolist() == [1, 1]
+    watch.add(4, {"a": good, "b": bad})
+    watch.add(5, {"a": bad, "b": bad})
+    assert watch.broken(wait=False) == (4, ["b"]) and watch.names == ["a", "b"]
+
+
+def test_votes_alone_count_at_once():
+    votes = Votes(alone=True)
+    assert votes.cast(False, True, at_once=False) == [False, True]
+    assert votes.cast(False, False, at_once=True) == [False, False]
