@@ -154,7 +154,8 @@ int64_t hit_ranks(const T* values, int64_t rows, int64_t columns, RowLists hits,
 
 }  // namespace cpu
 
-// CUDA builds only. Arguments as in cpu; the order of entries within sparse rows, and so the last bits, may differ.
+// CUDA builds only. Arguments as in cpu; the order of entries within sparse rows, and so the last bits, may differ. Here rows are
+// ascending by column, as expand_fill writes them and average_count and average_fill expect them.
 namespace cuda {
 
 // The longest list (k) that nearest_block takes; beyond it the caller selects otherwise.

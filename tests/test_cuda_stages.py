@@ -263,7 +263,7 @@ def test_python_face_of_the_cuda_stages(machine, monkeypatch, n, queries, k1, k2
     monkeypatch.setattr(stages, "_rerank", SimpleNamespace(cuda=extension))
     monkeypatch.setattr(stages, "_ROWS_A_CALL", 37)
     monkeypatch.setattr(stages.CudaStages, "tile", (40, 64))
-    monkeypatch.setattr(stages.CudaStages, "_stream", lambda self: 0)
+    monkeypatch.setattr(stages.CudaStages, "_run", lambda self, stage, *arguments: stage(*arguments, 0))
     monkeypatch.setattr(reranking, "stages_for", lambda device: stages.CudaStages(device))
     result = rerank(features[:queries], features[queries:], **setting)
     assert {"nearest_block", "expand_fill", "invert_fill", "jaccard"} <= extension.called

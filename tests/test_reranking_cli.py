@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dgfast import cli, evaluate
-from dgfast.errors import UserError
 from dgfast.config import to_json
+from dgfast.errors import UserError
 from dgfast.models.dgnet import make_teacher, save_model
 from dgfast.retrieval import rerank, rerank_topk
 from dgfast.retrieval.stages import HostStages

@@ -191,33 +191,34 @@ class CudaStages:
         return max(_rerank.cuda.jaccard_workspace(queries, gallery), _rerank.cuda.invert_fill_workspace(images, 0))
 
     def start(self, first: int, rows: int, k: int) -> Lists:
-        return self._torch.start(first, rows, k)
+        lists = _empty_lists(first, rows, k, self.device)
+        self._run(_rerank.cuda.nearest_start, *lists.arrays())
+        return lists
 
     def nearest_block(self, values: Tensor, row: int, column: int, norms: Tensor, lists: Lists, symmetric: bool) -> None:
         k = lists.distances.shape[1]
         if k > _rerank.cuda.longest_list():
-            return self._torch.nearest_block(values, row, column, norms, lists, symmetric)
+            self._torch.nearest_block(values, row, column, norms, lists, symmetric)
+            return
         space = self._space(_rerank.cuda.nearest_block_workspace(*values.shape, k, symmetric))
-        arguments = (values, row, column, norms, *lists.arrays(), lists.first, symmetric, space, self._stream())
-        return _rerank.cuda.nearest_block(*arguments)
+        self._run(_rerank.cuda.nearest_block, values, row, column, norms, *lists.arrays(), lists.first, symmetric, space)
 
     def distances_block(self, values: Tensor, row: int, column: int, norms: Tensor) -> None:
-        _rerank.cuda.distances_block(values, row, column, norms, self._stream())
+        self._run(_rerank.cuda.distances_block, values, row, column, norms)
 
     def weights(self, lists: Lists, near: int, half: int, features: Tensor, squared: bool, ticks: Ticks) -> Sparse:
         n, k = lists.indices.shape
         back = torch.empty((n, near), dtype=torch.int32, device=self.device)
-        _rerank.cuda.reciprocal(*lists.arrays(), back, self._stream())
+        self._run(_rerank.cuda.reciprocal, *lists.arrays(), back)
         counts = torch.empty(n, dtype=torch.int64, device=self.device)
         space = self._space(_rerank.cuda.expand_workspace(n, k, near, half, min(n, _ROWS_A_CALL)))
         for rows in _chunks(n):
-            _rerank.cuda.expand_count(*lists.arrays(), back, half, rows.start, counts[rows], space, self._stream())
+            self._run(_rerank.cuda.expand_count, *lists.arrays(), back, half, rows.start, counts[rows], space)
         made = _room(counts)
         for rows in _chunks(n):
-            _rerank.cuda.expand_fill(
-                *lists.arrays(), back, half, features, squared, rows.start, made.offsets[rows.start : rows.stop + 1], made.columns,
-                made.values, space, self._stream(),
-            )  # fmt: skip
+            offsets = made.offsets[rows.start : rows.stop + 1]
+            shared = (*lists.arrays(), back, half, features, squared, rows.start)
+            self._run(_rerank.cuda.expand_fill, *shared, offsets, made.columns, made.values, space)
             ticks(rows.stop - rows.start)
         return made
 
@@ -228,35 +229,37 @@ class CudaStages:
         space = self._space(_rerank.cuda.average_workspace(k2, longest, min(n, _ROWS_A_CALL)))
         shared = (*lists.arrays(), k2, *weights.arrays(), longest)
         for rows in _chunks(n):
-            _rerank.cuda.average_count(*shared, rows.start, counts[rows], space, self._stream())
+            self._run(_rerank.cuda.average_count, *shared, rows.start, counts[rows], space)
         made = _room(counts)
         for rows in _chunks(n):
             new_offsets = made.offsets[rows.start : rows.stop + 1]
-            _rerank.cuda.average_fill(*shared, rows.start, new_offsets, made.columns, made.values, space, self._stream())
+            self._run(_rerank.cuda.average_fill, *shared, rows.start, new_offsets, made.columns, made.values, space)
             ticks(rows.stop - rows.start)
         return made
 
     def invert(self, weights: Sparse, row: int) -> Sparse:
         n = len(weights.offsets) - 1
         counts = torch.empty(n, dtype=torch.int64, device=self.device)
-        _rerank.cuda.invert_count(*weights.arrays(), row, counts, self._stream())
+        self._run(_rerank.cuda.invert_count, *weights.arrays(), row, counts)
         made = _room(counts)
         space = self._space(_rerank.cuda.invert_fill_workspace(n, len(made.columns)))
-        _rerank.cuda.invert_fill(*weights.arrays(), row, *made.arrays(), space, self._stream())
+        self._run(_rerank.cuda.invert_fill, *weights.arrays(), row, *made.arrays(), space)
         return made
 
     def jaccard(
         self, weights: Sparse, inverted: Sparse, farthest: Tensor, row: int, lambda_: float, squared: bool, block: Tensor
     ) -> None:
         space = self._space(_rerank.cuda.jaccard_workspace(*block.shape))
-        arguments = (*weights.arrays(), *inverted.arrays(), farthest, row, lambda_, squared, block, space, self._stream())
-        _rerank.cuda.jaccard(*arguments)
+        shared = (*weights.arrays(), *inverted.arrays(), farthest)
+        self._run(_rerank.cuda.jaccard, *shared, row, lambda_, squared, block, space)
 
     def smallest(self, block: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return _smallest_keys(block, k)
 
-    def _stream(self) -> int:
-        return torch.cuda.current_stream(self.device).cuda_stream
+    def _run(self, stage: Callable[..., None], *arguments: object) -> None:
+        """Launch on the features' device, on torch's current stream there."""
+        with torch.cuda.device(self.device):
+            stage(*arguments, torch.cuda.current_stream(self.device).cuda_stream)
 
     def _space(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, device=self.device)

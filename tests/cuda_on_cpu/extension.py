@@ -33,6 +33,9 @@ class Extension:
     def longest_list(self):
         return self._machine.longest_list
 
+    def nearest_start(self, distances, indices, farthest, stream):
+        self._call("nearest_start", Lists.of(*_arrays((distances, indices, farthest)), 0, distances.shape[1]), distances.shape[0])
+
     def nearest_block_workspace(self, rows, columns, k, symmetric):
         shape = Block(None, columns, 0, rows, 0, columns)
         return self._machine.size("nearest_block_workspace", shape, Lists(None, None, None, 0, k), symmetric)
