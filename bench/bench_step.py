@@ -3,9 +3,9 @@
     pytest bench/bench_step.py --benchmark              time and peak memory of each, ratios to the plain step
     python bench/bench_step.py lean bf16 --batch 8      one of them, as JSON
 
-Each runs in a process of its own, so that the peak of memory is its own: on a GPU that of the allocator, on a CPU that of the process
-above what it held before the first step. The plain step computes in fp32 and contiguous format with unfused optimisers, as the
-public reference does by default. Before anything is timed both have given the same losses, at the same weights.
+Each runs in a process of its own, so that the peak of memory is its own: on a GPU that of the allocator, on a CPU that of the
+process above what it held before the first step. The plain step computes in fp32 and contiguous format with unfused optimisers, as
+the public reference does by default. Before anything is timed both have given the same losses, at the same weights.
 """
 
 import argparse
