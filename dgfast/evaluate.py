@@ -10,6 +10,7 @@ import tyro
 
 from dgfast.config import EvalConfig
 from dgfast.data import load_reid
+from dgfast.data.loaders import LoaderName
 from dgfast.errors import UserError
 from dgfast.launcher import run
 from dgfast.models.dgnet import load_model
@@ -44,8 +45,10 @@ class Command:
     """Weight of the fine-grained cosine in the score."""
     eval_batch_size: int = EvalConfig.eval_batch_size
     """Images per forward pass."""
+    loader: LoaderName = "auto"
+    """What decodes and resizes images; auto: DALI where it works, else torchvision."""
     loader_workers: int = 2
-    """Processes that read images."""
+    """Threads (DALI) or processes (torchvision) that read images."""
     rerank: bool = False
     """Score every feature a second time, re-ranked by k-reciprocal neighbours."""
     k1: int = Reranking.k1
@@ -83,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         command.eval_batch_size,
         command.loader_workers,
         device,
+        command.loader,
     )
     reranking = Reranking(command.k1, command.k2, command.lambda_) if command.rerank else None
     result = evaluate(data, networks, teacher, how, reranking)
