@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         data = open_data(config, workers)
         if workers.first:
             print(data.summary())
-        resume, path = workers.share(_run_directory(command, data.name))
+        resume, path = workers.share(_run_directory(command, data.name) if workers.first else None)
         trainer = Trainer(config, data, path, workers, Path(torch.hub.get_dir()))
         if workers.first and not resume:  # only now: what cannot be trained leaves nothing behind
             make_run(config, path)
@@ -76,8 +77,8 @@ def main(argv: list[str] | None = None) -> None:
             raise
         _record(config, path, workers)
         if workers.first:
-            _forget(config)
             _report(config, trainer, networks, teacher, time.time() - began)
+            _forget(config)
         workers.barrier()
     finally:
         workers.close()
@@ -139,22 +140,20 @@ def _run_directory(command: Command, data: str) -> tuple[bool, Path]:
         return True, command.resume
     run = command.config.run
     note = _note(command.config)
-    # Launches without a rendezvous share the name "none": there only a restart may go on.
-    if note and note.is_file() and (_launch() != "none" or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"):
+    if note and note.is_file():
         path = Path(note.read_text())
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() and run.name in ("", path.name):
             say(f"torchrun started the processes again: going on with {path}")
             return True, path
     return False, run.out / (run.name or f"{command.config.preset}-{data}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def _launch() -> str | None:
-    return os.environ.get("TORCHELASTIC_RUN_ID")
-
-
 def _note(config: Config) -> Path | None:
     """Where a run under torchrun notes its directory, for processes that are started again with the same command line."""
-    return config.run.out / f".torchrun-{_launch()}" if _launch() else None
+    launch = os.environ.get("TORCHELASTIC_RUN_ID")
+    if launch == "none":  # shared by all launches without a rendezvous; the agent, which outlives its workers, tells them apart
+        launch = f"none-{socket.gethostname()}-{os.getppid()}"
+    return config.run.out / f".torchrun-{launch}" if launch else None
 
 
 def _remember(config: Config, path: Path) -> None:

@@ -12,6 +12,7 @@ from dgfast.models.dgnet import make_teacher
 from dgfast.training.distributed import Votes, Workers
 from dgfast.training.precision import MixedPrecision
 from dgfast.training.stages import DGNetStage, TeacherStage
+from dgfast.training.update import Update
 from dgfast.training.watch import LossWatch
 from tests import tiny
 
@@ -80,6 +81,28 @@ def test_clipped_gradients(tmp_path, kind):
             return float(torch.nn.utils.get_total_norm(p.grad for p in getattr(network, module).parameters()))
 
         assert norm(free) > 2e-3 and norm(clipped) <= 1.001e-3
+
+
+def test_a_skipped_optimiser_leaves_the_others_weights_finite(tmp_path):
+    """fp16: while the loss scale settles, one optimiser's gradients may not be finite; clipping must not spread that."""
+    a, b = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    precision = MixedPrecision("fp16", torch.device("cpu"), False)
+    optimizers = [torch.optim.SGD(net.parameters(), 0.1) for net in (a, b)]
+    update = Update([a, b], optimizers, Workers(), precision, parts=1, clip=1.0)
+    x, before = torch.ones(1, 2), [p.clone() for p in a.parameters()]
+    update([lambda: {"total": (a(x) * torch.inf).sum() * 0 + b(x).sum()}])
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), before, strict=True))
+    assert all(p.isfinite().all() for p in b.parameters())
+
+
+def test_a_resumed_run_may_change_the_optimisers_settings(tmp_path):
+    first, second = stage(tmp_path, weight_decay=0.1), stage(tmp_path, weight_decay=0.2, adam_beta1=0.5)
+    first.step(batch(), 5)
+    second.load_state_dict(first.state_dict())
+    for name, optimizer in second.optimizers.items():
+        assert all(group["weight_decay"] == 0.2 for group in optimizer.param_groups)
+        assert len(optimizer.state) == len(first.optimizers[name].state) > 0
+    assert second.optimizers["generator"].param_groups[0]["betas"] == (0.5, 0.999)
 
 
 @pytest.mark.parametrize("iteration", [5, 6, 7, 8])  # E_s learns from generated images in some, judges them in others

@@ -275,6 +275,8 @@ class _Running:
         dtype: torch.dtype = torch.float32,
     ):
         self.scheduled: deque[_Batch] = deque()
+        self._given: tuple[Tensor, ...] = ()
+        self._lent: deque[tuple[torch.cuda.Event, tuple[Tensor, ...]]] = deque()
         self._batches = _one_ahead(batches)
         self._device = device
         self._dtype = dtype
@@ -318,13 +320,33 @@ class _Running:
         return self
 
     def __next__(self) -> tuple[_Batch, tuple[Tensor, Tensor]]:
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        stream = None
+        if self._device.type == "cuda":
+            stream = torch.cuda.current_stream(self._device)
+            self._take_back(stream)
         images, erased = self._pipeline.run(stream)
+        self._given = tuple(torch.from_dlpack(x.as_tensor()) for x in (images, erased))
         # HWC seen as CHW is channels_last.
-        tensors = tuple(torch.from_dlpack(x.as_tensor()).permute(0, 3, 1, 2).to(self._dtype) for x in (images, erased))
-        return self.scheduled.popleft(), tensors
+        return self.scheduled.popleft(), tuple(x.permute(0, 3, 1, 2).to(self._dtype) for x in self._given)
+
+    def _take_back(self, stream: torch.cuda.Stream) -> None:
+        """Keep the last batch until the device has done all that the reader has asked of it so far.
+
+        DALI does not know of torch's kernels: it may use the memory again as soon as the last tensor on it is gone here.
+        """
+        if self._given:
+            done = torch.cuda.Event()
+            done.record(stream)
+            self._lent.append((done, self._given))
+            self._given = ()
+        while self._lent and self._lent[0][0].query():
+            self._lent.popleft()
 
     def close(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        self._given = ()
+        self._lent.clear()
         self._pipeline = None
         self._batches.close()
 

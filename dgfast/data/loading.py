@@ -112,8 +112,11 @@ def normalise(images: Tensor) -> Tensor:
     n, height, width, _ = images.shape
     # A row as one vector of 3 * width values: broadcasting over a last dimension of 3 is several times slower on a CPU.
     # Subtracted first, then multiplied: DALI's order, and so its very bits.
-    mean = torch.tensor([255 * value for value in IMAGENET_MEAN], device=images.device).repeat(width)
-    std = torch.tensor([255 * value for value in IMAGENET_STD], device=images.device).repeat(width)
+    # Made on the host and sent: a tensor made on a GPU from numbers waits for it.
+    mean, std = (
+        torch.tensor([255 * value for value in values]).to(images.device, non_blocking=True).repeat(width)
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     rows = images.reshape(n, height, width * 3).float().sub_(mean).mul_(1 / std)
     return rows.view(n, height, width, 3).permute(0, 3, 1, 2)  # seen as [N, 3, H, W], this already is channels_last
 

@@ -280,15 +280,16 @@ def stages_for(device: torch.device) -> Stages:
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
     """Products of fp32 matrices in fp32, whatever autocast or the user's TF32 and bf16 switches say."""
+    # torch has older and newer switches, and refuses products while they contradict each other: this sets both.
     switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [switch.fp32_precision for switch in switches]
+    older, newer = torch.get_float32_matmul_precision(), [switch.fp32_precision for switch in switches]
     try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
         with torch.autocast(device.type, enabled=False), torch.no_grad():
             yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
+        torch.set_float32_matmul_precision(older)
+        for switch, value in zip(switches, newer, strict=True):
             switch.fp32_precision = value
 
 

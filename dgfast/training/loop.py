@@ -1,7 +1,7 @@
 """The loop around a stage: iterations, numbers, pictures, checkpoints, signals, and the place to go on from.
 
-An iteration that logs and saves nothing waits neither for the device nor for the other processes: losses come to the host when the
-device has them, votes on whether to stop are read one iteration late.
+An iteration that logs and saves nothing waits neither for the device (but for fp16, whose loss scale asks) nor for the other
+processes: losses come to the host when the device has them, votes on whether to stop are read one iteration late.
 """
 
 import signal
@@ -67,6 +67,8 @@ def run_stage(
     """
     folder = run / "checkpoints"
     start = _restore(stage, folder, global_batch)
+    if start and workers.first:
+        say(f"{stage.name}: going on after iteration {start}")
     workers.same_weights(*stage.modules)
     if start >= iterations:
         return
@@ -149,8 +151,6 @@ def _restore(stage: Stage, folder: Path, global_batch: int) -> int:
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"the checkpoint in {folder} does not fit this configuration ({first[:160]})") from error
-    if state["iteration"]:
-        say(f"{stage.name}: going on after iteration {state['iteration']}")
     return state["iteration"]
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
@@ -48,6 +49,14 @@ def appearance_optimizer(networks: DGNet, config: OptimConfig) -> Optimizer:
 def teacher_optimizer(teacher: Teacher, config: TeacherConfig, weight_decay: float) -> Optimizer:
     """SGD for the teacher."""
     return _sgd(teacher, config.teacher_backbone_lr, config.teacher_lr, weight_decay)
+
+
+def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """The momenta that `state_dict` gave; rates, decay and the like stay as they are set now: a resumed run may change them."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update({name: value for name, value in own.items() if name != "step"})  # apex counts its steps there
 
 
 def apex_is_here() -> bool:

@@ -21,6 +21,7 @@ from .optimizers import (
     appearance_optimizer,
     discriminator_optimizer,
     generator_optimizer,
+    restore,
     teacher_optimizer,
 )
 from .precision import MixedPrecision
@@ -75,7 +76,7 @@ class TeacherStage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave; anything missing or of another shape raises."""
         self.teacher.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.optimizer, state["optimizer"])
         _load_scaler(self.precision, state["scaler"])
 
 
@@ -175,7 +176,7 @@ class DGNetStage:
         self.networks.load_state_dict(state["networks"])
         self.teacher.load_state_dict(state["teacher"])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            restore(optimizer, state["optimizers"][name])
         _load_scaler(self.precision, state["scaler"])
 
 

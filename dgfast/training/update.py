@@ -66,7 +66,10 @@ class Update:
             if self.clip:
                 for optimizer in self.optimizers:
                     scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(self.parameters, self.clip)
+                # A gradient that is not finite, which fp16's scale leaves behind while it settles, has its own optimiser skipped;
+                # it must not make the others' gradients so: they become 0.
+                norm = nn.utils.get_total_norm([p.grad for p in self.parameters]).nan_to_num(torch.inf, torch.inf)
+                nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
             for optimizer in self.optimizers:
                 scaler.step(optimizer)
         return found[0] if len(found) == 1 else {name: sum(f[name] for f in found) / len(found) for name in found[0]}
