@@ -15,13 +15,14 @@ from dgfast.errors import UserError
 from dgfast.launcher import run
 from dgfast.models.dgnet import load_model
 from dgfast.retrieval.evaluation import Protocol, Reranking, evaluate, picture_rankings, table
+from dgfast.sources import open_data
 from dgfast.train import read_run
 from dgfast.training.distributed import Workers
 from dgfast.training.trainer import write_json
 
 HELP = """Score a model by the Market-1501 protocol: CMC 1/5/10, mAP by both definitions, single and multi query.
 
-dgfast eval --run runs/latest --data-root /data/Market-1501
+dgfast eval --run runs/latest                                        (the data set it was trained on)
 
 dgfast eval --run runs/latest --data-root /data/Market-1501 --rerank
 
@@ -35,8 +36,8 @@ class Command:
 
     run: Path
     """Run directory, or a folder that `dgfast import-reference` wrote."""
-    data_root: Path
-    """Folder of the data set."""
+    data_root: Path | None = None
+    """Folder of the data set; default: the data set of the run itself."""
     dataset: Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "folder", "prepared"] = "auto"
     """Layout of the folder; auto looks at what is there."""
     variant: Literal["labeled", "detected"] = "labeled"
@@ -68,9 +69,13 @@ def main(argv: list[str] | None = None) -> None:
     command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast eval", description=HELP)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = read_run(command.run)
-    data = load_reid(command.data_root, command.dataset, splits=("query", "gallery"), variant=command.variant)
+    workers = Workers()
+    if command.data_root is None:
+        data = open_data(config, workers)
+    else:
+        data = load_reid(command.data_root, command.dataset, splits=("query", "gallery"), variant=command.variant)
     print(data.summary())
-    device = Workers().device
+    device = workers.device
     files = {
         kind: command.run / name for kind, name in (("dgnet", "model.safetensors"), ("teacher", "teacher.safetensors"))
     }

@@ -32,7 +32,8 @@ class Command:
     gallery: Path
     """Features of the gallery: .npy, [G, D]."""
     out: Path
-    """File to write: .npy with all distances, or with --topk .npz with arrays `distances` and `indices`, [Q, K] each."""
+    """File to write, its folder made if need be: .npy with all distances, or with --topk .npz with arrays `distances` and
+    `indices`, [Q, K] each."""
     topk: int | None = None
     """Only so many best gallery images of each query; for galleries whose [Q, G] fits neither memory nor disk."""
     k1: int = 20
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     suffix = ".npy" if command.topk is None else ".npz"
     if command.out.suffix != suffix:
         raise UserError(f"--out is {command.out}; expected a name that ends in {suffix}; .npy without --topk, .npz with it")
+    _keep_inputs(command)
     device = _device(command.device)
     query, gallery = (_features(path, device) for path in (command.query, command.gallery))
     how = {
@@ -74,6 +76,13 @@ def main(argv: list[str] | None = None) -> None:
         _write(command.out, lambda partial: _save_topk(partial, distances, indices))
         said = f"distances and indices [{len(query)}, {command.topk}]"
     print(f"{command.out}  {said}")
+
+
+def _keep_inputs(command: Command) -> None:
+    """Before anything is computed: no input may be overwritten."""
+    for name, path in (("query", command.query), ("gallery", command.gallery)):
+        if command.out.resolve() == path.resolve():
+            raise UserError(f"--out is {command.out}, which is also --{name}; expected another file: its features would be lost")
 
 
 def _all(partial: Path, query: np.ndarray | torch.Tensor, gallery: np.ndarray | torch.Tensor, how: dict) -> None:
@@ -121,12 +130,15 @@ def _device(name: str) -> torch.device:
 
 
 def _features(path: Path, device: torch.device) -> np.ndarray | torch.Tensor:
+    expected = "expected a NumPy file (.npy) of features [images, length], as numpy.save writes it"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; expected a NumPy file (.npy) of features [images, length]") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or 'it ends too early'}; {expected}; check the path") from error
+    except ValueError as error:  # NumPy's own text advises to run what is in the file
+        raise UserError(f"{path} is no file of plain numbers, or is cut short; {expected}") from error
     if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} holds several arrays; expected a NumPy file (.npy) of features [images, length]")
+        raise UserError(f"{path} holds several arrays; {expected}")
     if device.type == "cpu" or array.dtype.kind != "f":
         return array
     return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))).to(device)

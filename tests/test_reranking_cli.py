@@ -61,6 +61,7 @@ def test_writes_the_best_into_a_new_folder(files):
         (["--device", "tpu"], "d.npy", "--device is 'tpu'; expected auto, cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], "d.npy", "--device is cuda:99; found"),
         ([], "q.npy/d.npy", "cannot write"),
+        ([], "q.npy", "which is also --query"),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(files, words, out, message):

@@ -154,6 +154,14 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(whole, market, tmp_path,
     assert_same(weights(tmp_path / "run"), weights(whole))
 
 
+def test_without_a_sound_checkpoint_nothing_begins_anew(tmp_path):
+    for number in (2, 4):
+        (tmp_path / f"dgnet-{number:08d}.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match="holds 2 checkpoints of stage dgnet, none of which can be read"):
+        checkpoint.latest(tmp_path, "dgnet")
+    assert checkpoint.latest(tmp_path, "teacher") is None
+
+
 def test_non_finite_loss_names_itself_and_keeps_the_last_good_checkpoint(market, tmp_path, monkeypatch):
     run = trainer(market, tmp_path, checkpoint_every=1)
     from dgfast.training import stages

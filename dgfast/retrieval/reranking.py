@@ -1,6 +1,6 @@
 """Exact k-reciprocal re-ranking (Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017).
 
-docs/method, section 5, states the semantics; docs/reranking the cost, the tie rule and what is bit-identical. The all-pairs
+docs/method, section 4, states the semantics; docs/reranking the cost, the tie rule and what is bit-identical. The all-pairs
 matrix is never held: blocks of products leave only each image's nearest and farthest, everything after that is sparse.
 """
 
@@ -186,7 +186,7 @@ def check_numbers(queries: int, gallery: int, k1: int, k2: int, lambda_: float) 
     """
     n = queries + gallery
     if not 1 <= k1 < n:
-        raise UserError(f"rerank: k1 is {k1} for {n} images ({queries} query, {gallery} gallery); expected 1 to {n - 1}")
+        raise UserError(f"rerank: k1 is {k1} for {n} images ({queries} query, {gallery} gallery); expected 1 to {n - 1}; lower k1")
     if not 1 <= k2 <= n:
         raise UserError(f"rerank: k2 is {k2} for {n} images; expected 1 to {n}; 1 leaves the average out")
     if not 0 <= lambda_ <= 1:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from dgfast.errors import UserError
+
 log = logging.getLogger("dgfast")
 KEPT = 2  # the last one, and the one before it in case the last is damaged
 
@@ -80,10 +82,20 @@ def checkpoints(folder: Path, stage: str) -> list[Path]:
 
 
 def latest(folder: Path, stage: str) -> dict[str, Any] | None:
-    """The newest checkpoint of the stage that can be read, or None; a damaged one is named and passed over."""
-    for path in reversed(checkpoints(folder, stage)):
+    """The newest checkpoint of the stage that can be read, or None where there is none; a damaged one is named and passed over.
+
+    Raises:
+        UserError: there are checkpoints and none can be read: beginning anew would overwrite what may still be mended.
+    """
+    found = checkpoints(folder, stage)
+    for path in reversed(found):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             log.warning("checkpoint %s cannot be read (%s): trying the one before it", path, type(error).__name__)
+    if found:
+        raise UserError(
+            f"{folder} holds {len(found)} checkpoints of stage {stage}, none of which can be read; expected a sound one: put one"
+            " back, or begin a new run without --resume"
+        )
     return None

@@ -71,6 +71,8 @@ def run_stage(
         say(f"{stage.name}: going on after iteration {start}")
     workers.same_weights(*stage.modules)
     if start >= iterations:
+        if start > iterations and workers.first:
+            say(f"{stage.name}: has {start} iterations behind it already, more than the {iterations} asked for: left as it is")
         return
     images = global_batch * (4 if stage.name == "teacher" else 2)
     log = StageLog(run, stage.name, start, iterations, images) if workers.first else None
