@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -497,3 +498,19 @@ def test_callers_random_state_is_left_alone(records):
     before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
     next(loader_of(records))
     assert torch.equal(before, torch.get_rng_state()) and (np.random.get_state()[1] == numpys).all()
+
+
+@pytest.mark.skipif(not hasattr(threading, "_shutdown_locks_lock"), reason="CPython 3.13 has no such lock")
+def test_a_dropped_reader_is_finished_inside_threadings_own_lock():
+    """Garbage may be collected while another thread starts, with this lock held: waiting there would be for ever."""
+
+    def drop() -> None:
+        batches = dali._one_ahead(iter(range(3)))
+        assert next(batches) == 0
+        with threading._shutdown_locks_lock:
+            batches.close()
+
+    dropping = threading.Thread(target=drop, daemon=True)
+    dropping.start()
+    dropping.join(20)
+    assert not dropping.is_alive()

@@ -360,11 +360,16 @@ def _noted(batches: Iterator[_Batch], scheduled: deque[_Batch]) -> Iterator[tupl
 
 def _one_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
     """The same batches, each made in a thread while the one before it is at work."""
-    with ThreadPoolExecutor(1, "dgfast-reader") as thread:
+    thread = ThreadPoolExecutor(1, "dgfast-reader")
+    try:
         coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
             yield batch
+    finally:
+        # Not waited for: a reader that was dropped is finished wherever garbage is collected, even inside the locks of threading
+        # that joining takes.
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _decoded(encoded: "fn.DataNode", device: torch.device) -> "fn.DataNode":
