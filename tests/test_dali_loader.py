@@ -504,9 +504,10 @@ def test_callers_random_state_is_left_alone(records):
 def test_a_dropped_reader_is_finished_inside_threadings_own_lock():
     """Garbage may be collected while another thread starts, with this lock held: waiting there would be for ever."""
 
+    batches = dali._one_ahead(iter(range(3)))
+    assert next(batches) == 0  # here, since a daemon's threads are daemons, which that lock does not concern
+
     def drop() -> None:
-        batches = dali._one_ahead(iter(range(3)))
-        assert next(batches) == 0
         with threading._shutdown_locks_lock:
             batches.close()
 
