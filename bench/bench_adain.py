@@ -1,8 +1,10 @@
-"""How fast the normalising operations are at the networks' shapes: eager, torch.compile and Triton; forward, backward, both.
+"""How fast the normalising operations are at the networks' shapes: eager, torch.compile and Triton; forward, backward,
+both.
 
-On a GPU a CUDA graph repeats the call over sets of tensors that together exceed the L2 cache, so that neither the host nor a
-warm cache is measured; the fraction is of the card's own copy bandwidth, for the bytes that must move at least. On a CPU eager
-and torch.compile run at the smallest batch. Nothing is timed before its result agrees with the reference in fp64.
+On a GPU a CUDA graph repeats the call over sets of tensors that together exceed the L2 cache, so that neither the host
+nor a warm cache is measured; the fraction is of the card's own copy bandwidth, for the bytes that must move at least.
+On a CPU eager and torch.compile run at the smallest batch. Nothing is timed before its result agrees with the reference
+in fp64.
 """
 
 import importlib
@@ -93,7 +95,8 @@ def check(call: Call, run: Callable[..., Tensor], data: Tensors) -> None:
 
 
 def least_bytes(call: Call, itemsize: int, direction: str) -> int:
-    """Every tensor of images read or written once: x, residual, out; x, gradient, dx, and a bordered residual's gradient."""
+    """Every tensor of images read or written once: x, residual, out; x, gradient, dx, and a bordered residual's
+    gradient."""
     n, c, h, w = call.shape
     plain, bordered = n * c * h * w * itemsize, n * c * (h + 2 * call.pad) * (w + 2 * call.pad) * itemsize
     forward = plain + bordered + plain * call.residual

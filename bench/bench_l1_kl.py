@@ -1,7 +1,7 @@
 """The combined L1/KL loss of one iteration: eager, torch.compile and the kernel; forward, backward and both.
 
-On a GPU at the real shapes (images 256x128, batch 8 and 64 a stream, 751 identities), with the fraction of the card's copy
-bandwidth that the least possible traffic makes of the time; on a CPU eager against torch.compile, at small shapes.
+On a GPU at the real shapes (images 256x128, batch 8 and 64 a stream, 751 identities), with the fraction of the card's
+copy bandwidth that the least possible traffic makes of the time; on a CPU eager against torch.compile, at small shapes.
 """
 
 import functools

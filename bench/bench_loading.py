@@ -1,8 +1,9 @@
-"""How fast ready batches arrive: DALI against the torchvision loader on the same cores, against bare JPEG decoding, and, on a
-GPU, against a training step.
+"""How fast ready batches arrive: DALI against the torchvision loader on the same cores, against bare JPEG decoding,
+and, on a GPU, against a training step.
 
-`pytest bench/bench_loading.py --benchmark -s` prints images/s of each case and the ratios of one run. All cases read the same
-files from memory, 128x64 as Market-1501's, and deliver 256x128; each has as many threads or processes as this process has cores.
+`pytest bench/bench_loading.py --benchmark -s` prints images/s of each case and the ratios of one run. All cases read
+the same files from memory, 128x64 as Market-1501's, and deliver 256x128; each has as many threads or processes as this
+process has cores.
 """
 
 import io
@@ -40,7 +41,9 @@ def records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     found = []
     for place in range(IDENTITIES * IMAGES_EACH):
-        coarse = Image.fromarray(rng.integers(0, 256, (12, 6, 3), dtype=np.uint8)).resize((64, 128), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 6, 3), dtype=np.uint8)).resize(
+            (64, 128), Image.Resampling.BICUBIC
+        )
         pixels = np.asarray(coarse, np.float64) + rng.normal(0, 6, (128, 64, 3))
         path = folder / f"{place}.jpg"
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=90)
@@ -80,7 +83,9 @@ def measure(benchmark, name, run, images):
         print(f"\n{name}: {rates[name]:.0f} images/s on {CORES} cores")
 
 
-@pytest.mark.parametrize("kind", ["torchvision", "dali"])  # in this order: the processes are forked before DALI's threads exist
+@pytest.mark.parametrize(
+    "kind", ["torchvision", "dali"]
+)  # in this order: the processes are forked before DALI's threads exist
 def test_ready_batches(benchmark, records, kind):
     loader = loader_of(kind, records)
     check(loader, records)
@@ -114,13 +119,16 @@ def test_ratios():
 
 @pytest.mark.parametrize("kind", ["torchvision", "dali"])
 def test_share_of_a_step_spent_waiting(records, request, kind):
-    """Training steps at the paper's size on a GPU (at the quick start's on a CPU), images/s they consume and wait for."""
+    """Training steps at the paper's size on a GPU (at the quick start's on a CPU), images/s they consume and wait
+    for."""
     if not request.config.getoption("--benchmark"):
         pytest.skip("nothing but a measurement")
     config = PRESETS["market1501" if DEVICE.type == "cuda" else "quickstart"]
     networks, teacher = DGNet(config.model, IDENTITIES).to(DEVICE), make_teacher(config.model, IDENTITIES).to(DEVICE)
     workers = Workers()
-    stage = DGNetStage(networks, teacher, config, workers, MixedPrecision(config.run.precision, DEVICE, config.run.tf32))
+    stage = DGNetStage(
+        networks, teacher, config, workers, MixedPrecision(config.run.precision, DEVICE, config.run.tf32)
+    )
     loader = loader_of(kind, records)
     waiting, began = 0.0, 0.0
     for iteration in range(STEPS + 2):
@@ -134,4 +142,6 @@ def test_share_of_a_step_spent_waiting(records, request, kind):
     seconds = time.perf_counter() - began
     loader.close()
     rate = STEPS * 4 * BATCH / seconds
-    print(f"\n{kind}: a step takes {seconds / STEPS * 1e3:.0f} ms, {rate:.0f} images/s, {waiting / seconds:.2%} of it waiting")
+    print(
+        f"\n{kind}: a step takes {seconds / STEPS * 1e3:.0f} ms, {rate:.0f} images/s, {waiting / seconds:.2%} of it waiting"
+    )

@@ -1,12 +1,13 @@
-"""Re-ranking against one bare product of all features with all: time, CPU time and peak memory, on clustered features, D = 1024.
+"""Re-ranking against one bare product of all features with all: time, CPU time and peak memory, on clustered features,
+D = 1024.
 
     python bench/bench_rerank.py --size market      3368 x 15,913, all distances; the dense NumPy oracle with --oracle
     python bench/bench_rerank.py --size msmt17      11,659 x 82,161, metrics from blocks
     python bench/bench_rerank.py --size metrics     CMC and mAP of Market-1501's size from distances
     python bench/bench_rerank.py --size scaling     N = 5,000 ... 100,000, and each stage's exponent
 
-Every measurement is a process of its own, so that peaks do not mix; on a GPU (--device cuda) the CPU's numbers come beside it.
-`pytest bench/bench_rerank.py --benchmark` times the stages at small sizes after checking them.
+Every measurement is a process of its own, so that peaks do not mix; on a GPU (--device cuda) the CPU's numbers come
+beside it. `pytest bench/bench_rerank.py --benchmark` times the stages at small sizes after checking them.
 """
 
 import argparse
@@ -36,7 +37,8 @@ STAGES = ("weights", "average", "invert", "jaccard")
 
 
 def clustered(queries: int, gallery: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Features of people: identities in a low-dimensional space, moved by cameras, noise of varying strength; unit length."""
+    """Features of people: identities in a low-dimensional space, moved by cameras, noise of varying strength; unit
+    length."""
     rng = np.random.default_rng(seed)
     identities, cameras, latent = min(gallery // 10, max(751, gallery // 20)), 6, 48
     centres = rng.standard_normal((identities, latent), np.float32)
@@ -195,16 +197,22 @@ def measure(task: str, queries: int, gallery: int, device: str) -> dict:
             np.save(Path(folder, name), array)
         words = [sys.executable, __file__, "--child", task, "--folder", folder, "--device", device]
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    return {"task": task, "device": device, "queries": queries, "gallery": gallery} | json.loads(done.stdout.splitlines()[-1])
+    return {"task": task, "device": device, "queries": queries, "gallery": gallery} | json.loads(
+        done.stdout.splitlines()[-1]
+    )
 
 
 def table(rows: list[dict]) -> str:
-    lines = [f"{'task':<10}{'device':<8}{'Q x G':>16}{'seconds':>10}{'CPU s':>9}{'GiB':>7}{'bare s':>9}{'ratio':>8}  stages"]
+    lines = [
+        f"{'task':<10}{'device':<8}{'Q x G':>16}{'seconds':>10}{'CPU s':>9}{'GiB':>7}{'bare s':>9}{'ratio':>8}  stages"
+    ]
     for row in rows:
         stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row.get("stages", {}).items())
         compared = f"{row['bare_seconds']:>9.2f}{row['ratio']:>8.2f}" if "ratio" in row else f"{'-':>9}{'-':>8}"
         size = f"{row['queries']} x {row['gallery']}"
-        numbers = f"{row['seconds']:>10.2f}{row['cpu_seconds']:>9.2f}{row.get('device_peak_gib', row['peak_gib']):>7.2f}"
+        numbers = (
+            f"{row['seconds']:>10.2f}{row['cpu_seconds']:>9.2f}{row.get('device_peak_gib', row['peak_gib']):>7.2f}"
+        )
         lines.append(f"{row['task']:<10}{row['device']:<8}{size:>16}{numbers}{compared}  {stages}")
     return "\n".join(lines)
 
@@ -221,7 +229,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["small", "market", "msmt17", "metrics", "scaling"], default="small")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--oracle", action="store_true", help="also the dense NumPy oracle (small and market; market takes 9 GiB)")
+    parser.add_argument(
+        "--oracle", action="store_true", help="also the dense NumPy oracle (small and market; market takes 9 GiB)"
+    )
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -275,7 +285,11 @@ def test_rerank(benchmark, case, device, what):
         return hits.scores().mAP
 
     assert blocks() == pytest.approx(cmc_map(expected, *labels).mAP, abs=1e-4)
-    calls = {"rerank": lambda: rerank(query, gallery), "blocks and metrics": blocks, "bare product": lambda: bare_product(features)}
+    calls = {
+        "rerank": lambda: rerank(query, gallery),
+        "blocks and metrics": blocks,
+        "bare product": lambda: bare_product(features),
+    }
 
     def run() -> None:
         calls[what]()

@@ -1,11 +1,13 @@
-"""One training iteration at the paper's size: the plain restatement of the method (tests/naive_step.py) and dgfast's step.
+"""One training iteration at the paper's size: the plain restatement of the method (tests/naive_step.py) and dgfast's
+step.
 
     pytest bench/bench_step.py --benchmark              time and peak memory of each, ratios to the plain step
     python bench/bench_step.py lean bf16 --batch 8      one of them, as JSON
 
-Each runs in a process of its own, so that the peak of memory is its own: on a GPU that of the allocator, on a CPU that of the
-process above what it held before the first step. The plain step computes in fp32 and contiguous format with unfused optimisers, as
-the public reference does by default. Before anything is timed both have given the same losses, at the same weights.
+Each runs in a process of its own, so that the peak of memory is its own: on a GPU that of the allocator, on a CPU that
+of the process above what it held before the first step. The plain step computes in fp32 and contiguous format with
+unfused optimisers, as the public reference does by default. Before anything is timed both have given the same losses,
+at the same weights.
 """
 
 import argparse
@@ -60,8 +62,12 @@ def run(way: str, precision: str, samples: int, size: tuple[int, int], steps: in
         generator = [*networks.structure.parameters(), *networks.decoder.parameters()]
         optimizers = {
             "generator": torch.optim.Adam(generator, 1e-4, (0.0, 0.999), weight_decay=5e-4),
-            "discriminator": torch.optim.Adam(networks.discriminator.parameters(), 1e-4, (0.0, 0.999), weight_decay=5e-4),
-            "appearance": torch.optim.SGD(networks.appearance.parameters(), 0.002, 0.9, nesterov=True, weight_decay=5e-4),
+            "discriminator": torch.optim.Adam(
+                networks.discriminator.parameters(), 1e-4, (0.0, 0.999), weight_decay=5e-4
+            ),
+            "appearance": torch.optim.SGD(
+                networks.appearance.parameters(), 0.002, 0.9, nesterov=True, weight_decay=5e-4
+            ),
         }
 
         def step() -> None:

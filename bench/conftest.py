@@ -5,7 +5,9 @@ import torch
 
 
 def pytest_addoption(parser):
-    parser.addoption("--benchmark", action="store_true", help="time the cases; without it each runs once, to check its result")
+    parser.addoption(
+        "--benchmark", action="store_true", help="time the cases; without it each runs once, to check its result"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads its own options

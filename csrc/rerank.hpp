@@ -1,15 +1,16 @@
-// The interface of the re-ranking extension: k-reciprocal re-ranking (Zhong et al., CVPR 2017; docs/reranking) in stages.
-// Below it there is no Python; bindings.cpp is the only file above it.
+// The interface of the re-ranking extension: k-reciprocal re-ranking (Zhong et al., CVPR 2017; docs/reranking) in
+// stages. Below it there is no Python; bindings.cpp is the only file above it.
 //
-// Images are numbered 0 .. n-1, the Q queries first, then the G gallery images; ids are int32 (n < 2^31, which the caller
-// checks), every offset and every address is int64. All arrays are dense and row-major. The caller allocates everything; a
-// stage whose output length is not known beforehand comes as a counting and a filling function.
+// Images are numbered 0 .. n-1, the Q queries first, then the G gallery images; ids are int32 (n < 2^31, which the
+// caller checks), every offset and every address is int64. All arrays are dense and row-major. The caller allocates
+// everything; a stage whose output length is not known beforehand comes as a counting and a filling function.
 //
-// dgfast::cpu and dgfast::cuda have the same stages under the same names. The cuda ones take device pointers, a cudaStream_t
-// as void*, only enqueue work, and return a cudaError_t as int (0: no error). Stages with a `workspace` get at least
-// NAME_workspace(...) bytes of device memory, aligned to 256, whose content is theirs during the call.
+// dgfast::cpu and dgfast::cuda have the same stages under the same names. The cuda ones take device pointers, a
+// cudaStream_t as void*, only enqueue work, and return a cudaError_t as int (0: no error). Stages with a `workspace`
+// get at least NAME_workspace(...) bytes of device memory, aligned to 256, whose content is theirs during the call.
 //
-// Distance here always means the squared Euclidean distance d2. Order of neighbours: by (d2, id), so the lower id wins a tie.
+// Distance here always means the squared Euclidean distance d2. Order of neighbours: by (d2, id), so the lower id wins
+// a tie.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +41,8 @@ CudaDevices cuda_devices();
 const char* cuda_error_text(int code);
 
 // d2 = max(0, (a + b) - 2 p) from the squared norms a, b and the inner product p, and exactly 0 where that is at most
-// zero_below * (a + b): the product's rounding error is of that size, so equal images are at distance 0 on every device.
+// zero_below * (a + b): the product's rounding error is of that size, so equal images are at distance 0 on every
+// device.
 inline constexpr float zero_below = 0x1p-20f;
 
 // The part [row, row + rows) x [column, column + columns) of the n x n matrix, with `stride` values from row to row.
@@ -54,9 +56,9 @@ struct Block {
 // The nearest images of the images first, first + 1, ...: image i's are at (i - first) * k, ascending by (d2, id).
 // A place not yet taken holds (infinity, INT32_MAX).
 struct Lists {
-  float* distances;   // [rows, k]
-  int32_t* indices;   // [rows, k]
-  float* farthest;    // [rows] the largest d2 seen
+  float* distances;  // [rows, k]
+  int32_t* indices;  // [rows, k]
+  float* farthest;   // [rows] the largest d2 seen
   int64_t first;
   int64_t k;
 };
@@ -70,7 +72,8 @@ struct Neighbours {
   int64_t k;
 };
 
-// Sparse rows: row r's entries are offsets[r] .. offsets[r + 1] - 1 of columns and values; no column twice, in any order.
+// Sparse rows: row r's entries are offsets[r] .. offsets[r + 1] - 1 of columns and values; no column twice, in any
+// order.
 struct SparseRows {
   const int64_t* offsets;
   const int32_t* columns;
@@ -91,9 +94,10 @@ void nearest_start(Lists lists, int64_t rows);
 
 // Takes a block of inner products, turns it into d2 in place and enters it into the lists.
 //   norms [n]: squared norms. Self-distances count as exactly 0.
-//   symmetric: the block is one of those that cover the upper triangle (with the diagonal) once; only elements with column
-//     >= row count (the others' values afterwards are unspecified) and each serves the lists of its row and of its column, so
-//     lists.first is 0 and they hold all n images. Otherwise every element counts, for its row's list only.
+//   symmetric: the block is one of those that cover the upper triangle (with the diagonal) once; only elements with
+//   column
+//     >= row count (the others' values afterwards are unspecified) and each serves the lists of its row and of its
+//     column, so lists.first is 0 and they hold all n images. Otherwise every element counts, for its row's list only.
 // The lists do not depend on the order in which blocks are entered.
 void nearest_block(Block block, const float* norms, Lists lists, bool symmetric, InstructionSet set);
 
@@ -101,49 +105,55 @@ void nearest_block(Block block, const float* norms, Lists lists, bool symmetric,
 void distances_block(Block block, const float* norms, InstructionSet set);
 
 // --- reciprocal ------------------------------------------------------------------------------------------------------
-// back [n, near]: for image i and its a-th neighbour j, the place of i among j's first `near`, or `near` if it is not there.
+// back [n, near]: for image i and its a-th neighbour j, the place of i among j's first `near`, or `near` if it is not
+// there.
 void reciprocal(Neighbours lists, int64_t near, int32_t* back);
 
 // --- expand ----------------------------------------------------------------------------------------------------------
-// R(i, m) = the a-th neighbours of i with a < m and back < m. The expanded set of i: R(i, near), and R(c, half) for each c of
-// R(i, near) for which |R(c, half) and R(i, near)| > 2/3 |R(c, half)|, that is 3 |...| > 2 |...| in integers.
+// R(i, m) = the a-th neighbours of i with a < m and back < m. The expanded set of i: R(i, near), and R(c, half) for
+// each c of R(i, near) for which |R(c, half) and R(i, near)| > 2/3 |R(c, half)|, that is 3 |...| > 2 |...| in integers.
 // For the images row .. row + rows - 1: counts [rows], the sets' sizes.
 void expand_count(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows, int64_t* counts);
 
-// Weights V(i, j) = exp(-D(i, j)) over the expanded set, divided by their sum. D = d2 / farthest[i] (0 where that is 0),
-// squared once more if `squared`. d2 comes from i's or j's list, or from the features: the sum of squared differences.
-//   features [n, dims]; offsets [rows + 1]: running sums of the counts from any start, so that a caller may fill one array in
-//   several calls; columns, values: written at offsets[0] .. offsets[rows] - 1.
-void expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims, bool squared, int64_t row,
-                 int64_t rows, const int64_t* offsets, int32_t* columns, float* values, InstructionSet set);
+// Weights V(i, j) = exp(-D(i, j)) over the expanded set, divided by their sum. D = d2 / farthest[i] (0 where that is
+// 0), squared once more if `squared`. d2 comes from i's or j's list, or from the features: the sum of squared
+// differences.
+//   features [n, dims]; offsets [rows + 1]: running sums of the counts from any start, so that a caller may fill one
+//   array in several calls; columns, values: written at offsets[0] .. offsets[rows] - 1.
+void expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims, bool squared,
+                 int64_t row, int64_t rows, const int64_t* offsets, int32_t* columns, float* values,
+                 InstructionSet set);
 
-// --- average (the k2 expansion) ---------------------------------------------------------------------------------------
-// Row i becomes the mean of the rows of its first k2 neighbours, 1 <= k2 <= Neighbours::k; `weights` holds all n rows.
+// --- average (the k2 expansion)
+// --------------------------------------------------------------------------------------- Row i becomes the mean of the
+// rows of its first k2 neighbours, 1 <= k2 <= Neighbours::k; `weights` holds all n rows.
 void average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, int64_t* counts);
-void average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, const int64_t* offsets, int32_t* columns,
-                  float* values);
+void average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, const int64_t* offsets,
+                  int32_t* columns, float* values);
 
 // --- invert ----------------------------------------------------------------------------------------------------------
-// Inverted lists of the rows row .. row + rows - 1 (the gallery's) of n columns: for each column the rows that hold it, numbered
-// from 0 at `row`, ascending, with their weights. counts [n]; offsets [n + 1]; rows_of, values [offsets[n]].
+// Inverted lists of the rows row .. row + rows - 1 (the gallery's) of n columns: for each column the rows that hold it,
+// numbered from 0 at `row`, ascending, with their weights. counts [n]; offsets [n + 1]; rows_of, values [offsets[n]].
 void invert_count(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t* counts);
-void invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, const int64_t* offsets, int32_t* rows_of, float* values);
+void invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, const int64_t* offsets, int32_t* rows_of,
+                 float* values);
 
 // --- jaccard ---------------------------------------------------------------------------------------------------------
 // For the queries row .. row + rows - 1: block [rows, gallery] holds their d2 to the gallery on entry, and on return
 //   (1 - lambda) (1 - m / (2 - m)) + lambda D,   m = min(1, sum_j min(V(q, j), V(g, j))),
 // D as in expand_fill. weights: V of all images; inverted: the gallery's lists by column; farthest [n].
-void jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery, float lambda,
-             bool squared, float* block);
+void jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery,
+             float lambda, bool squared, float* block);
 
-// --- what is read off the final distances ------------------------------------------------------------------------------
-// The k smallest of each row of values [rows, columns], ascending by (value, column). No NaN. lists.first is 0, lists.farthest
-// is not touched.
+// --- what is read off the final distances
+// ------------------------------------------------------------------------------ The k smallest of each row of values
+// [rows, columns], ascending by (value, column). No NaN. lists.first is 0, lists.farthest is not touched.
 void smallest(const float* values, int64_t rows, int64_t columns, Lists lists, InstructionSet set);
 
 // For each hit (row r's are hit_offsets[r] .. hit_offsets[r + 1] - 1 of hits) its 0-based rank in its row of values
-// [rows, columns] by (value, column), not counting the columns of `ignored` (by row, likewise) and `junk` (of every row; count
-// junk_count); no hit is ignored. Returns the first row that holds NaN, or -1 if none does; ranks [hit_offsets[rows]].
+// [rows, columns] by (value, column), not counting the columns of `ignored` (by row, likewise) and `junk` (of every
+// row; count junk_count); no hit is ignored. Returns the first row that holds NaN, or -1 if none does; ranks
+// [hit_offsets[rows]].
 struct RowLists {
   const int64_t* offsets;
   const int32_t* columns;
@@ -154,8 +164,8 @@ int64_t hit_ranks(const T* values, int64_t rows, int64_t columns, RowLists hits,
 
 }  // namespace cpu
 
-// CUDA builds only. Arguments as in cpu; the order of entries within sparse rows, and so the last bits, may differ. Here rows are
-// ascending by column, as expand_fill writes them and average_count and average_fill expect them.
+// CUDA builds only. Arguments as in cpu; the order of entries within sparse rows, and so the last bits, may differ.
+// Here rows are ascending by column, as expand_fill writes them and average_count and average_fill expect them.
 namespace cuda {
 
 // The longest list (k) that nearest_block takes; beyond it the caller selects otherwise.
@@ -169,27 +179,29 @@ int distances_block(Block block, const float* norms, void* stream);
 int reciprocal(Neighbours lists, int64_t near, int32_t* back, void* stream);
 
 int64_t expand_workspace(Neighbours lists, Reach reach, int64_t rows);  // of expand_count and of expand_fill
-int expand_count(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows, int64_t* counts, void* workspace,
-                 void* stream);
-int expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims, bool squared, int64_t row,
-                int64_t rows, const int64_t* offsets, int32_t* columns, float* values, void* workspace, void* stream);
+int expand_count(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows, int64_t* counts,
+                 void* workspace, void* stream);
+int expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims, bool squared,
+                int64_t row, int64_t rows, const int64_t* offsets, int32_t* columns, float* values, void* workspace,
+                void* stream);
 
-// longest: the most entries that k2 rows of `weights` have together, at most (the caller knows k2 times the longest row).
+// longest: the most entries that k2 rows of `weights` have together, at most (the caller knows k2 times the longest
+// row).
 int64_t average_workspace(int64_t k2, int64_t longest, int64_t rows);  // of average_count and of average_fill
-int average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t longest, int64_t row, int64_t rows, int64_t* counts,
-                  void* workspace, void* stream);
-int average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t longest, int64_t row, int64_t rows, const int64_t* offsets,
-                 int32_t* columns, float* values, void* workspace, void* stream);
+int average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t longest, int64_t row, int64_t rows,
+                  int64_t* counts, void* workspace, void* stream);
+int average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t longest, int64_t row, int64_t rows,
+                 const int64_t* offsets, int32_t* columns, float* values, void* workspace, void* stream);
 
 // As cpu's, ascending rows included.
 int invert_count(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t* counts, void* stream);
 int64_t invert_fill_workspace(int64_t n, int64_t entries);
-int invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t entries, const int64_t* offsets, int32_t* rows_of,
-                float* values, void* workspace, void* stream);
+int invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t entries, const int64_t* offsets,
+                int32_t* rows_of, float* values, void* workspace, void* stream);
 
 int64_t jaccard_workspace(int64_t rows, int64_t gallery);
-int jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery, float lambda,
-            bool squared, float* block, void* workspace, void* stream);
+int jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery,
+            float lambda, bool squared, float* block, void* workspace, void* stream);
 
 }  // namespace cuda
 

@@ -25,5 +25,7 @@ def load(path: str | Path) -> "DGNet":
 
     path = Path(path)
     if path.is_dir() and not (path / "model.safetensors").is_file():
-        raise UserError(f"{path} holds no model.safetensors; expected a finished run: go on with `dgfast train --resume {path}`")
+        raise UserError(
+            f"{path} holds no model.safetensors; expected a finished run: go on with `dgfast train --resume {path}`"
+        )
     return load_model(path / "model.safetensors" if path.is_dir() else path, "dgnet")

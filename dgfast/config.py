@@ -1,7 +1,7 @@
 """Every hyper-parameter once, with its unit, its symbol and its source; and the presets.
 
-Field names are unique across the whole tree, so that each is one flag of the command line (`--batch-size`, `--data-root`).
-"Spec" in the comments is the paper (CVPR 2019) together with docs/method.md.
+Field names are unique across the whole tree, so that each is one flag of the command line (`--batch-size`,
+`--data-root`). "Spec" in the comments is the paper (CVPR 2019) together with docs/method.md.
 """
 
 import dataclasses
@@ -42,7 +42,8 @@ class DataConfig:
     prefetch: int = 2
     """Batches prepared ahead (torchvision: by each of its processes)."""
     cache: Literal["ram", "none"] = "ram"
-    """ram: keep the image files in memory if half of what is free takes them; none: read them from disk again and again."""
+    """ram: keep the image files in memory if half of what is free takes them; none: read them from disk again and
+    again."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class SyntheticConfig:
     synthetic_difficulty: float = 0.5
     """0: all cameras alike; 1: cameras differ as much as they can."""
     synthetic_seed: int = 20190616
-    """Seed of the pedestrians (not of the training); far from those that people type, so that `dgfast synth` makes other people."""
+    """Seed of the pedestrians (not of the training); far from those that people type, so that `dgfast synth` makes
+    other people."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,12 @@ class LossConfig:
     warmup_rate: float = 0.0005
     """Growth of those weights per iteration."""
     label_style: LabelStyle = "soft"
-    """Label of generated images for the primary head: the teacher's probabilities (soft), its best class (hard), the identity
-    of the appearance (appearance), all classes alike (uniform, LSRO), the teacher restricted to the two identities (two-label)."""
+    """Label of generated images for the primary head: the teacher's probabilities (soft), its best class (hard), the
+    identity of the appearance (appearance), all classes alike (uniform, LSRO), the teacher restricted to the two
+    identities (two-label)."""
     appearance_code_gradient: bool = False
-    """off: the appearance code is detached in every term, as in the reference; on: its reconstruction is a loss (paper)."""
+    """off: the appearance code is detached in every term, as in the reference; on: its reconstruction is a loss
+    (paper)."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +157,15 @@ class OptimConfig:
     milestones: tuple[int, ...] = (60_000, 90_000, 105_000)
     """Iterations at which all learning rates are multiplied by 0.1."""
     batch_norm: Literal["per-stream", "joint", "frozen"] = "joint"
-    """Statistics of BatchNorm in E_a and the teacher: joint: of all images that meet the network together, which are two or four
-    times as many as of one stream, hence steadier, in half as many calls; per-stream: of each stream alone, as in the reference;
+    """Statistics of BatchNorm in E_a and the teacher: joint: of all images that meet the network together, which are
+    two or four times as many as of one stream, hence steadier, in half as many calls; per-stream: of each stream alone,
+    as in the reference;
     frozen: the running ones, which then stay as they are."""
     sync_batch_norm: bool = False
     """Share BatchNorm's statistics between all processes (GPUs only): for few images a GPU."""
     accumulate: int = 1
-    """Parts into which a batch is cut, one after another, before each update: less memory, the same gradients but for BatchNorm,
-    whose statistics are those of a part."""
+    """Parts into which a batch is cut, one after another, before each update: less memory, the same gradients but for
+    BatchNorm, whose statistics are those of a part."""
     clip_gradient: float = 0.0
     """Largest norm of an update's gradient; longer ones are shortened to it. 0: as they are."""
 
@@ -184,7 +189,8 @@ class TeacherConfig:
     backbone_weights: str = "imagenet"
     """Start of the backbones: imagenet, none, or a file of torchvision's names."""
     start_from_teacher: bool = False
-    """E_a starts as the teacher, backbone and both heads: for short runs, and small backbones, which have no ImageNet weights."""
+    """E_a starts as the teacher, backbone and both heads: for short runs, and small backbones, which have no ImageNet
+    weights."""
 
 
 @dataclass(frozen=True)
@@ -202,10 +208,11 @@ class RunConfig:
     tf32: bool = False
     """Let fp32 matrix products on a GPU round to TF32."""
     compile: Literal["off", "default", "reduce-overhead"] = "off"
-    """torch.compile of E_a, E_s, G and the teacher; reduce-overhead also replays them as CUDA graphs. Not of D, whose gradient
-    penalty is differentiated twice. The first iterations take minutes."""
+    """torch.compile of E_a, E_s, G and the teacher; reduce-overhead also replays them as CUDA graphs. Not of D, whose
+    gradient penalty is differentiated twice. The first iterations take minutes."""
     checkpoint_activations: bool = False
-    """Compute the activations of E_s and G again in the backward pass instead of keeping them: for small cards, same result."""
+    """Compute the activations of E_s and G again in the backward pass instead of keeping them: for small cards, same
+    result."""
     threads: int = 0
     """CPU threads of each process; 0 leaves torch's choice."""
     log_every: int = 50
@@ -215,7 +222,8 @@ class RunConfig:
     checkpoint_every: int = 2_000
     """Iterations between two checkpoints (the last is kept, and the one before it)."""
     stop_after: int | None = None
-    """Save and leave after this iteration of the DG-Net stage (counted from its start), as if interrupted; can be resumed."""
+    """Save and leave after this iteration of the DG-Net stage (counted from its start), as if interrupted; can be
+    resumed."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +241,8 @@ class Config:
     """The whole tree."""
 
     preset: str = "quickstart"
-    """Named set of defaults: quickstart, market1501, dukemtmc, msmt17, cuhk03np, folder. Every other flag overrides it."""
+    """Named set of defaults: quickstart, market1501, dukemtmc, msmt17, cuhk03np, folder. Every other flag overrides
+    it."""
     data: DataConfig = field(default_factory=DataConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -256,7 +265,9 @@ def check(config: Config) -> None:
     data, optim, teaching, run = config.data, config.optim, config.teaching, config.run
     for name in ("image_height", "image_width"):
         side = getattr(data, name)
-        _expect(side >= 48 and side % 16 == 0, name, side, "divisible by 16 and at least 48 (E_s's dilations need that)")
+        _expect(
+            side >= 48 and side % 16 == 0, name, side, "divisible by 16 and at least 48 (E_s's dilations need that)"
+        )
     for group, names in (
         (optim, ("batch_size", "accumulate")),
         (teaching, ("teacher_batch_size",)),
@@ -281,9 +292,13 @@ def check(config: Config) -> None:
     _expect(fits, "accumulate", optim.accumulate, f"a divisor of --batch-size, which is {optim.batch_size}")
     if optim.batch_norm == "per-stream":  # the statistics of one image are no statistics
         least = 2 * optim.accumulate
-        _expect(optim.batch_size >= least, "batch_size", optim.batch_size, f"at least {least} with --batch-norm per-stream")
+        _expect(
+            optim.batch_size >= least, "batch_size", optim.batch_size, f"at least {least} with --batch-norm per-stream"
+        )
     size = teaching.teacher_batch_size
-    _expect(size % TEACHER_IMAGES == 0, "teacher_batch_size", size, f"divisible by {TEACHER_IMAGES}, the images of a sample")
+    _expect(
+        size % TEACHER_IMAGES == 0, "teacher_batch_size", size, f"divisible by {TEACHER_IMAGES}, the images of a sample"
+    )
     _expect(
         data.data_root is not None or config.preset == "quickstart",
         "data_root",
@@ -307,7 +322,8 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(values: dict[str, Any]) -> Config:
-    """The configuration that `to_json` wrote. Entries that are missing take their defaults; unknown ones raise TypeError."""
+    """The configuration that `to_json` wrote. Entries that are missing take their defaults; unknown ones raise
+    TypeError."""
     groups: dict[str, Any] = {}
     for group in dataclasses.fields(Config):
         if group.name not in values:
@@ -328,7 +344,8 @@ def from_json(values: dict[str, Any]) -> Config:
 
 
 def _quickstart() -> Config:
-    """Small synthetic pedestrians, a small model: minutes on two CPU cores. docs/quickstart.md says how these were chosen."""
+    """Small synthetic pedestrians, a small model: minutes on two CPU cores. docs/quickstart.md says how these were
+    chosen."""
     return Config(
         preset="quickstart",
         data=DataConfig(image_height=128, image_width=64, padding=5),
@@ -344,8 +361,8 @@ def _quickstart() -> Config:
             discriminator_blocks=1,
             discriminator_scales=2,
         ),
-        # A few hundred iterations instead of 100,000: the pictures must come first, so their reconstruction weighs six times as
-        # much, and E_a learns from generated images only once they show people.
+        # A few hundred iterations instead of 100,000: the pictures must come first, so their reconstruction weighs six
+        # times as much, and E_a learns from generated images only once they show people.
         loss=LossConfig(image_weight=30.0, positive_weight=30.0, warmup_start=200, warmup_rate=0.01),
         optim=OptimConfig(
             iterations=500,

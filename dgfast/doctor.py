@@ -61,7 +61,11 @@ def _kernels(device: torch.device) -> str:
     with torch.autocast(device.type, torch.bfloat16):
         picture = model.decoder(model.structure(grey(images)), model.appearance(images).code.detach())
     picture.sum().backward()
-    reasons = {f"{reason} ({n - before.get(reason, 0)} times)" for reason, n in fallbacks().items() if n > before.get(reason, 0)}
+    reasons = {
+        f"{reason} ({n - before.get(reason, 0)} times)"
+        for reason, n in fallbacks().items()
+        if n > before.get(reason, 0)
+    }
     if loss := eager_reason([picture, images]):
         reasons.add(f"loss: {loss}")
     return "Triton everywhere" if not reasons else "eager, or converted first: " + "; ".join(sorted(reasons))

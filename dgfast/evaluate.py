@@ -61,7 +61,8 @@ class Command:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate as the command line says; prints the table, writes eval-DATASET.json and rankings-DATASET.png into the run.
+    """Evaluate as the command line says; prints the table, writes eval-DATASET.json and rankings-DATASET.png into the
+    run.
 
     Raises:
         UserError: no such run or data set.

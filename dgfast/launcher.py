@@ -1,8 +1,8 @@
 """How a run under `torchrun` ends: the user's mistake is one line and status 2 there, too.
 
-torchrun answers any worker that fails with a report, a traceback and status 1. It offers one place where a package may take part,
-the entry points of the group "torchrun.handlers" (they may add rendezvous backends); `take_part` is ours. In a process that
-launches anything but dgfast it does nothing.
+torchrun answers any worker that fails with a report, a traceback and status 1. It offers one place where a package may
+take part, the entry points of the group "torchrun.handlers" (they may add rendezvous backends); `take_part` is ours. In
+a process that launches anything but dgfast it does nothing.
 """
 
 import logging
@@ -21,7 +21,8 @@ _PASSED_ON = (1, USER_ERROR)  # statuses after which the worker itself has said 
 
 
 def run(command: Callable[[], None]) -> NoReturn:
-    """Run an entry point and leave with its status: 0; 2 for the user's mistakes; 1 for divergence; 128 + signal when stopped."""
+    """Run an entry point and leave with its status: 0; 2 for the user's mistakes; 1 for divergence; 128 + signal when
+    stopped."""
     try:
         command()
     except UserError as error:
@@ -56,8 +57,9 @@ def take_part() -> Callable[..., Any]:
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_said_already)
         logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.ERROR)
         sys.excepthook = _hook
-        # Processes that are started again would find the addresses of those before in the store that torch's rendezvous keeps for
-        # them since 2.5 (its issue 135712), and wait for the dead. Without sharing, each start gets a store of its own.
+        # Processes that are started again would find the addresses of those before in the store that torch's rendezvous
+        # keeps for them since 2.5 (its issue 135712), and wait for the dead. Without sharing, each start gets a store
+        # of its own.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return _no_rendezvous
 

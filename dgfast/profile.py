@@ -1,4 +1,5 @@
-"""`dgfast profile`, `torchrun -m dgfast.profile`: how fast training is on this machine, where the time goes, what fits."""
+"""`dgfast profile`, `torchrun -m dgfast.profile`: how fast training is on this machine, where the time goes, what
+fits."""
 
 import gc
 import importlib.metadata
@@ -50,7 +51,12 @@ dgfast profile --preset market1501 --backbone-weights none --batch-size 8 --json
 
 torchrun --nproc_per_node 8 -m dgfast.profile --preset market1501 --data-root /data/Market-1501
 """
-IDENTITIES = {"market1501": 751, "dukemtmc": 702, "msmt17": 1041, "cuhk03np": 767}  # of the training sets that presets name
+IDENTITIES = {
+    "market1501": 751,
+    "dukemtmc": 702,
+    "msmt17": 1041,
+    "cuhk03np": 767,
+}  # of the training sets that presets name
 TRACED = 3  # iterations in a trace, at most
 CPU_LIMIT = 16  # largest batch of a sweep on a CPU, where a batch that does not fit ends the process
 
@@ -64,7 +70,8 @@ class Measurement:
     steps: int = 10
     """Iterations that are timed."""
     warmup_steps: int = 2
-    """Iterations before them that are not, one more follows in which operations are counted; with --compile at least 8."""
+    """Iterations before them that are not, one more follows in which operations are counted; with --compile at least
+    8."""
     real_data: bool = False
     """Load images, from --data-root or the built-in pedestrians; implied by --data-root."""
     peak_tflops: float | None = None
@@ -83,7 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     """Measure as the command line says and print a table.
 
     Raises:
-        UserError: settings that cannot be trained or measured, a file that cannot be written, a batch that does not fit.
+        UserError: settings that cannot be trained or measured, a file that cannot be written, a batch that does not
+        fit.
     """
     measurement, config = parse(sys.argv[1:] if argv is None else argv)
     if config.run.threads:
@@ -114,7 +122,9 @@ def parse(argv: list[str]) -> tuple[Measurement, Config]:
     Raises:
         UserError: flags that do not fit; see also `train.parse` and `config.check`.
     """
-    measurement, rest = tyro.cli(Measurement, args=argv, prog="dgfast profile", description=HELP, return_unknown_args=True)
+    measurement, rest = tyro.cli(
+        Measurement, args=argv, prog="dgfast profile", description=HELP, return_unknown_args=True
+    )
     config = train.parse(rest, prog="dgfast profile").config
     loads = _loads(measurement, config)
     check(config if loads else replace(config, data=replace(config.data, data_root=Path("made-up"))))
@@ -188,7 +198,9 @@ def _iterations(
         with closing(trainer.loader(samples)(first)) as loader:
             yield Iterations(stage, loader, first, workers.device, bar.update), trainer.precision.name
     else:
-        batches = made_up_batches(samples, trainer.image_size, data.num_classes, workers.device, config.run.seed + workers.rank)
+        batches = made_up_batches(
+            samples, trainer.image_size, data.num_classes, workers.device, config.run.seed + workers.rank
+        )
         yield Iterations(stage, batches, first, workers.device, bar.update), trainer.precision.name
 
 
@@ -209,7 +221,9 @@ def _report(measurement: Measurement, config: Config, data: ReidData, workers: W
             work = count(iterations)
             before = fallbacks()
             timing = timed(iterations, measurement.steps, workers)
-            reasons = {why: number - before.get(why, 0) for why, number in fallbacks().items() if number > before.get(why, 0)}
+            reasons = {
+                why: number - before.get(why, 0) for why, number in fallbacks().items() if number > before.get(why, 0)
+            }
             reading = _trace(measurement, iterations, shown, workers)
     except Exception as error:
         if not out_of_memory(error):
@@ -243,11 +257,13 @@ def _report(measurement: Measurement, config: Config, data: ReidData, workers: W
     }
 
 
-def _figures(images: int, workers: Workers, work: Work, timing: Timing, reading: Reading, peak: float | None) -> dict[str, Any]:
+def _figures(
+    images: int, workers: Workers, work: Work, timing: Timing, reading: Reading, peak: float | None
+) -> dict[str, Any]:
     """What was measured, per iteration or image, from what the measuring functions gave.
 
-    The phases were measured in iterations of their own, which the profiler slows down: their shares are kept, their times are
-    those shares of an iteration without it.
+    The phases were measured in iterations of their own, which the profiler slows down: their shares are kept, their
+    times are those shares of an iteration without it.
     """
     ms, tflops = timing.seconds * 1000, work.flops / timing.seconds / 1e12
     shares = {name: spent / reading.ms for name, spent in reading.phases.items()}
@@ -323,7 +339,9 @@ def _sweep(measurement: Measurement, config: Config, data: ReidData, workers: Wo
         if timing is not None
     }
     if not rates:
-        raise UserError(f"not even a batch of {2 * unit} fits into memory; expected smaller images or --checkpoint-activations")
+        raise UserError(
+            f"not even a batch of {2 * unit} fits into memory; expected smaller images or --checkpoint-activations"
+        )
     best = max(rates, key=rates.__getitem__)
     rows = [
         {"batch": size, "images_per_s": rates.get(size), "peak_gib": timing.memory.peak if timing else None}
@@ -363,8 +381,14 @@ def _table(report: dict[str, Any]) -> str:
         calls += f", {report['launches_per_step']:.0f} kernel launches"
     lines = [
         ("device", f"{report['device']}, {processes}, {report['threads']} CPU threads each"),
-        ("training", f"{report['preset']}, stage {report['stage']}, {report['precision']}{' (TF32)' if report['tf32'] else ''}"),
-        ("batch", f"{report['batch']} ({report['images_per_step']} images an iteration), {height}x{width}, {report['batches']}"),
+        (
+            "training",
+            f"{report['preset']}, stage {report['stage']}, {report['precision']}{' (TF32)' if report['tf32'] else ''}",
+        ),
+        (
+            "batch",
+            f"{report['batch']} ({report['images_per_step']} images an iteration), {height}x{width}, {report['batches']}",
+        ),
         ("speed", f"{report['images_per_s']:.4g} images/s, {report['ms_per_step']:.4g} ms an iteration"),
         ("work", f"{report['gflop_per_image']:.4g} GFLOP an image; {calls} an iteration"),
         ("utilisation", f"{report['tflops']:.4g} TFLOP/s a process: {utilisation}"),
@@ -374,7 +398,9 @@ def _table(report: dict[str, Any]) -> str:
     text = [f"{name:<14}{value}" for name, value in lines]
     text += ["", f"{'phase':<14}{'ms':>10}{'share':>9}   ({'GPU' if gpu else 'host'} time)"]
     text += [
-        f"{name:<14}{phase['ms']:>10.2f}{phase['share']:>9.1%}" for name, phase in report["phases"].items() if phase["share"] > 0
+        f"{name:<14}{phase['ms']:>10.2f}{phase['share']:>9.1%}"
+        for name, phase in report["phases"].items()
+        if phase["share"] > 0
     ]
     return "\n".join([*text, "", *_sweep_table(report)])
 

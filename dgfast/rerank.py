@@ -32,8 +32,8 @@ class Command:
     gallery: Path
     """Features of the gallery: .npy, [G, D]."""
     out: Path
-    """File to write, its folder made if need be: .npy with all distances, or with --topk .npz with arrays `distances` and
-    `indices`, [Q, K] each."""
+    """File to write, its folder made if need be: .npy with all distances, or with --topk .npz with arrays `distances`
+    and `indices`, [Q, K] each."""
     topk: int | None = None
     """Only so many best gallery images of each query; for galleries whose [Q, G] fits neither memory nor disk."""
     k1: int = 20
@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast rerank", description=HELP)
     suffix = ".npy" if command.topk is None else ".npz"
     if command.out.suffix != suffix:
-        raise UserError(f"--out is {command.out}; expected a name that ends in {suffix}; .npy without --topk, .npz with it")
+        raise UserError(
+            f"--out is {command.out}; expected a name that ends in {suffix}; .npy without --topk, .npz with it"
+        )
     _keep_inputs(command)
     device = _device(command.device)
     query, gallery = (_features(path, device) for path in (command.query, command.gallery))
@@ -82,7 +84,9 @@ def _keep_inputs(command: Command) -> None:
     """Before anything is computed: no input may be overwritten."""
     for name, path in (("query", command.query), ("gallery", command.gallery)):
         if command.out.resolve() == path.resolve():
-            raise UserError(f"--out is {command.out}, which is also --{name}; expected another file: its features would be lost")
+            raise UserError(
+                f"--out is {command.out}, which is also --{name}; expected another file: its features would be lost"
+            )
 
 
 def _all(partial: Path, query: np.ndarray | torch.Tensor, gallery: np.ndarray | torch.Tensor, how: dict) -> None:
@@ -114,7 +118,9 @@ def _write(path: Path, fill: Callable[[Path], None]) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}; expected a folder with room for it; choose another --out") from error
+        raise UserError(
+            f"cannot write {path}: {error}; expected a folder with room for it; choose another --out"
+        ) from error
 
 
 def _device(name: str) -> torch.device:
@@ -125,7 +131,9 @@ def _device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device is {name}; found {torch.cuda.device_count()} CUDA devices; `dgfast doctor` says what is here")
+        raise UserError(
+            f"--device is {name}; found {torch.cuda.device_count()} CUDA devices; `dgfast doctor` says what is here"
+        )
     return device
 
 
@@ -134,7 +142,9 @@ def _features(path: Path, device: torch.device) -> np.ndarray | torch.Tensor:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or 'it ends too early'}; {expected}; check the path") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror or 'it ends too early'}; {expected}; check the path"
+        ) from error
     except ValueError as error:  # NumPy's own text advises to run what is in the file
         raise UserError(f"{path} is no file of plain numbers, or is cut short; {expected}") from error
     if not isinstance(array, np.ndarray):

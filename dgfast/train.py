@@ -1,4 +1,5 @@
-"""`torchrun -m dgfast.train`, `python -m dgfast.train`, `dgfast train`: train, evaluate, leave a table and a picture."""
+"""`torchrun -m dgfast.train`, `python -m dgfast.train`, `dgfast train`: train, evaluate, leave a table and a
+picture."""
 
 import json
 import logging
@@ -72,7 +73,10 @@ def main(argv: list[str] | None = None) -> None:
         began = time.time()
         try:
             networks, teacher = trainer.train()
-        except (Diverged, Interrupted):  # after anything else the flags given now have not proved to fit: the run stays what it was
+        except (
+            Diverged,
+            Interrupted,
+        ):  # after anything else the flags given now have not proved to fit: the run stays what it was
             _record(config, path, workers)
             raise
         _record(config, path, workers)
@@ -135,7 +139,8 @@ def _value(argv: list[str], flag: str) -> str | None:
 
 
 def _run_directory(command: Command, data: str) -> tuple[bool, Path]:
-    """Whether a run goes on, and where it is: the one named, or the one that this launch of torchrun began before a worker died."""
+    """Whether a run goes on, and where it is: the one named, or the one that this launch of torchrun began before a
+    worker died."""
     if command.resume:
         return True, command.resume
     run = command.config.run
@@ -149,9 +154,12 @@ def _run_directory(command: Command, data: str) -> tuple[bool, Path]:
 
 
 def _note(config: Config) -> Path | None:
-    """Where a run under torchrun notes its directory, for processes that are started again with the same command line."""
+    """Where a run under torchrun notes its directory, for processes that are started again with the same command
+    line."""
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
-    if launch == "none":  # shared by all launches without a rendezvous; the agent, which outlives its workers, tells them apart
+    if (
+        launch == "none"
+    ):  # shared by all launches without a rendezvous; the agent, which outlives its workers, tells them apart
         launch = f"none-{socket.gethostname()}-{os.getppid()}"
     return config.run.out / f".torchrun-{launch}" if launch else None
 

@@ -1,4 +1,5 @@
-"""Everything between two convolutions as one operation: normalise, inject the appearance, activate, add, write a reflected border.
+"""Everything between two convolutions as one operation: normalise, inject the appearance, activate, add, write a
+reflected border.
 
 adain, over each plane of H x W pixels:
 
@@ -7,16 +8,17 @@ adain, over each plane of H x W pixels:
     y = y if y > 0 else slope * y                                        (slope 1: no activation)
     out = reflect(y + residual, pad)
 
-Source: adaptive instance normalisation, Huang & Belongie, ICCV 2017, equation 8; as DG-Net's decoder uses it (CVPR 2019,
-section 3.1). The border of `pad` reflected pixels is what the next convolution reads, so nothing pads in between.
-`layer_norm` is the same for the decoder's upsampling blocks: statistics over the whole sample, unbiased deviation, eps outside
-the root, one affine a channel.
+Source: adaptive instance normalisation, Huang & Belongie, ICCV 2017, equation 8; as DG-Net's decoder uses it (CVPR
+2019, section 3.1). The border of `pad` reflected pixels is what the next convolution reads, so nothing pads in between.
+`layer_norm` is the same for the decoder's upsampling blocks: statistics over the whole sample, unbiased deviation, eps
+outside the root, one affine a channel.
 
 On the GPU everything is channels-last. Two ways to work, between which a timing chooses once for each shape:
 
     plane   one launch: a program owns one sample's block of channels, reads its plane for the statistics and once more
             (from L1 or L2) to write the result
-    split   two launches: programs read chunks of pixels and leave partial statistics; the next launch merges them (Chan's
+    split   two launches: programs read chunks of pixels and leave partial statistics; the next launch merges them
+        (Chan's
             formula, always in the same order) and writes; for large planes and small batches
 
 Statistics are Welford's, in fp32. The backward pass reuses them and recomputes the activation's sign.
@@ -44,8 +46,9 @@ def _adain_eager(
     wide = _wide(x)
     weight = None if scale is None else scale.to(wide.dtype).reshape(-1)
     shift = None if bias is None else bias.to(wide.dtype).reshape(-1)
-    # Every plane is a channel of one batch of size 1: that is instance norm with one scale and bias a plane. One sample is such
-    # a batch as it stands, and must stay untouched: the strides that reshaping gives it lead torch 2.11's CPU backward astray.
+    # Every plane is a channel of one batch of size 1: that is instance norm with one scale and bias a plane. One sample
+    # is such a batch as it stands, and must stay untouched: the strides that reshaping gives it lead torch 2.11's CPU
+    # backward astray.
     planes = wide if n == 1 else wide.reshape(1, n * c, *x.shape[2:])
     y = F.batch_norm(planes, None, None, weight, shift, training=True, eps=eps)
     y = y if n == 1 else y.view(x.shape)
@@ -55,7 +58,8 @@ def _adain_eager(
 def _layer_norm_eager(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, pad: int) -> Tensor:
     wide = _wide(x)
     var, mean = torch.var_mean(wide, dim=(1, 2, 3), keepdim=True)
-    # The root's slope at 0 is infinite: a constant sample (an image of one colour) takes no gradient through its deviation.
+    # The root's slope at 0 is infinite: a constant sample (an image of one colour) takes no gradient through its
+    # deviation.
     std = var.clamp_min(torch.finfo(wide.dtype).tiny).sqrt()
     factor = gamma.to(wide.dtype).view(1, -1, 1, 1) / (std + eps)
     y = torch.addcmul(beta.to(wide.dtype).view(1, -1, 1, 1) - mean * factor, wide, factor)
@@ -67,8 +71,8 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _finish(y: Tensor, x: Tensor, residual: Tensor | None, slope: float, pad: int) -> Tensor:
-    # y is a normalisation's output, which nobody keeps: the activation works in place, and behind the border where it can, so that
-    # the tensor that the next convolution keeps is the only one.
+    # y is a normalisation's output, which nobody keeps: the activation works in place, and behind the border where it
+    # can, so that the tensor that the next convolution keeps is the only one.
     if residual is not None:
         if slope != 1.0:
             y = F.leaky_relu_(y, slope)
@@ -80,14 +84,16 @@ def _finish(y: Tensor, x: Tensor, residual: Tensor | None, slope: float, pad: in
 # ---------------------------------------------------------------- kernels
 #
 # Pointers, the shape behind each, and its strides:
-#   x, residual   [N, H, W, C]           sample, row, column: *_n, *_h, *_w; channel 1 (so the inside of a padded tensor works)
+#   x, residual   [N, H, W, C]           sample, row, column: *_n, *_h, *_w; channel 1 (so the inside of a padded tensor
+# works)
 #   out           [N, H + 2 PAD, W + 2 PAD, C]   dense
 #   grad          as out, with strides grad_n, grad_h, grad_w, 1
 #   dx, dresidual [N, H, W, C]           dense
 #   scale, bias   [N, C], strides scale_n, bias_n, 1 (stride 0 for layer norm's [C]); None: plain instance norm
 #   mean, rstd    [N, C], or [N] where the statistics are PER_SAMPLE
-# A tile is BLOCK_S pixels x BLOCK_C channels. A sample starts at an int64 offset; within a sample, whose span the launch checks,
-# offsets are int32. W is a constant of the compilation, which turns every division by it into a multiplication.
+# A tile is BLOCK_S pixels x BLOCK_C channels. A sample starts at an int64 offset; within a sample, whose span the
+# launch checks, offsets are int32. W is a constant of the compilation, which turns every division by it into a
+# multiplication.
 
 
 @triton.jit
@@ -108,8 +114,8 @@ def _place(i, size, PAD: tl.constexpr, side):
 
 @triton.jit
 def _welford(x_ptr, x_h, x_w, c, C, start, stop, W: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Count [BLOCK_S], mean and sum of squared deviations [BLOCK_S, BLOCK_C] of pixels start..stop: each place of the tile
-    follows its own series, so the loop needs no reduction across threads."""
+    """Count [BLOCK_S], mean and sum of squared deviations [BLOCK_S, BLOCK_C] of pixels start..stop: each place of the
+    tile follows its own series, so the loop needs no reduction across threads."""
     mean = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
     m2 = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
     s = tl.arange(0, BLOCK_S)
@@ -174,8 +180,8 @@ def _sum_gradients(
     x_ptr, x_h, x_w, grad_ptr, grad_h, grad_w, c, C, H, start, stop, mean, factor, bias, slope,
     W: tl.constexpr, PAD: tl.constexpr, ACTIVATE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Sums over pixels start..stop of the bordered output of d and d * (x - mean), [BLOCK_C] each, where d is the gradient
-    before the activation. A border pixel counts for the pixel that it shows, so nothing is folded here."""
+    """Sums over pixels start..stop of the bordered output of d and d * (x - mean), [BLOCK_C] each, where d is the
+    gradient before the activation. A border pixel counts for the pixel that it shows, so nothing is folded here."""
     sum_d = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
     sum_dx = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
     for i in range(0, tl.cdiv(stop - start, BLOCK_S)):
@@ -221,8 +227,8 @@ def _write_gradient(
                 offset = (h + PAD) * grad_h + column * grad_w
                 mask = (inside & shown)[:, None] & (c < C)[None, :]
                 d += tl.load(grad_ptr + offset[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
-            # Few tiles touch the rows that the borders above and below show: the others skip these six loads, which a loop
-            # that is not unrolled keeps from costing the others registers.
+            # Few tiles touch the rows that the borders above and below show: the others skip these six loads, which a
+            # loop that is not unrolled keeps from costing the others registers.
             if (first // W <= PAD) | ((first + BLOCK_S - 1) // W >= H - 1 - PAD):
                 for i in range(3, 9):
                     row, row_shown = _place(h, H, PAD, i // 3)
@@ -333,7 +339,8 @@ def _split_forward(
     W: tl.constexpr, PAD: tl.constexpr, ACTIVATE: tl.constexpr, PER_SAMPLE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Program = sample x chunk of bordered pixels x block of channels; BLOCK_P holds the partial statistics of one sample."""
+    """Program = sample x chunk of bordered pixels x block of channels; BLOCK_P holds the partial statistics of one
+    sample."""
     pixels = (H + 2 * PAD) * (W + 2 * PAD)
     blocks = tl.cdiv(C, BLOCK_C)
     pieces = tl.cdiv(pixels, chunk)
@@ -352,7 +359,10 @@ def _split_forward(
         total = (H * W).to(tl.float32) * C
         count = tl.where(known, count, 0).to(tl.float32)
         mean, m2 = _merge(
-            count, tl.load(part_mean_ptr + at, mask=known, other=0.0), tl.load(part_m2_ptr + at, mask=known, other=0.0), total
+            count,
+            tl.load(part_mean_ptr + at, mask=known, other=0.0),
+            tl.load(part_m2_ptr + at, mask=known, other=0.0),
+            total,
         )
         rstd = 1.0 / (tl.sqrt(m2 / (total - 1.0)) + eps)
         if (piece == 0) & (block == 0):
@@ -391,9 +401,9 @@ def _split_sums(
     W: tl.constexpr, PAD: tl.constexpr, ACTIVATE: tl.constexpr, PER_SAMPLE: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Program = sample x chunk of bordered pixels x block of channels, leaving its share of the scale's and bias's gradients,
-    part_scale and part_bias [N, pieces, C]; where PER_SAMPLE also both, weighted by gamma and summed over its channels, in
-    part_sample [2, N, pieces, blocks of channels]."""
+    """Program = sample x chunk of bordered pixels x block of channels, leaving its share of the scale's and bias's
+    gradients, part_scale and part_bias [N, pieces, C]; where PER_SAMPLE also both, weighted by gamma and summed over
+    its channels, in part_sample [2, N, pieces, blocks of channels]."""
     pixels = (H + 2 * PAD) * (W + 2 * PAD)
     blocks = tl.cdiv(C, BLOCK_C)
     pieces = tl.cdiv(pixels, chunk)
@@ -531,7 +541,8 @@ _chosen: dict[tuple, Tiling] = {}
 def _run_fastest(key: tuple, candidates: list[Tiling], run: Callable[[Tiling], None]) -> None:
     """Run with the tiling that was fastest for this key, timing the candidates the first time.
 
-    The choice decides the order of summation; where torch is told to be deterministic the first candidate is taken untimed.
+    The choice decides the order of summation; where torch is told to be deterministic the first candidate is taken
+    untimed.
     """
     timed = key[0].type == "cuda" and len(candidates) > 1
     if not timed or torch.are_deterministic_algorithms_enabled():
@@ -614,7 +625,17 @@ def _forward(
         shape = (n, chunks, blocks if per_sample else c)
         part = [torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(2)]
         _launch(
-            _split_statistics, n * chunks * blocks, x, *part, *_strides(x), c, h, t.chunk, W=w, PER_SAMPLE=per_sample, **tile
+            _split_statistics,
+            n * chunks * blocks,
+            x,
+            *part,
+            *_strides(x),
+            c,
+            h,
+            t.chunk,
+            W=w,
+            PER_SAMPLE=per_sample,
+            **tile,
         )
         pieces = triton.cdiv((h + 2 * pad) * (w + 2 * pad), t.chunk)
         held = triton.next_power_of_2(chunks * blocks if per_sample else chunks)
@@ -643,7 +664,8 @@ def _backward(
     per_sample: bool,
     tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, scale, bias and residual; those that nobody wants have no values. `residual_dtype` None: not wanted."""
+    """Gradients of x, scale, bias and residual; those that nobody wants have no values. `residual_dtype` None: not
+    wanted."""
     dx, dscale, dbias, dresidual = _empty_backward(x, scale, bias, residual_dtype)
     grad, x = _channels_last(grad, "gradient"), _channels_last(x, "x")
     scale, bias = _rows(scale), _rows(bias)
@@ -796,7 +818,8 @@ def _count(reason: str) -> None:
 def fallbacks() -> dict[str, int]:
     """Why inputs took a slower way than the kernels, or were converted first, and how often in this process.
 
-    Calls inside a graph that `torch.compile` made are counted where the kernels convert a layout, not where the eager path was
+    Calls inside a graph that `torch.compile` made are counted where the kernels convert a layout, not where the eager
+    path was
     chosen: that is decided when the graph is made.
     """
     return dict(_counts)
@@ -817,17 +840,20 @@ def adain(
 
     Args:
         x: [N, C, H, W], any floating dtype; statistics are fp32 (fp64 for fp64). Best channels-last or the inside of a
-            channels-last tensor, `padded[..., 1:-1, 1:-1]`; other layouts are converted first and counted in `fallbacks`.
+            channels-last tensor, `padded[..., 1:-1, 1:-1]`; other layouts are converted first and counted in
+            `fallbacks`.
         scale, bias: [N, C] each, or None for both (plain instance norm).
         eps: added to the variance.
         slope: LeakyReLU's slope for negative values; 1.0 means no activation.
         residual: [N, C, H, W], added after the activation; layouts as x.
         pad: width in pixels of the reflected border, at most min(H, W) - 1.
-        impl: "triton", "eager", or "auto": Triton on a GPU wherever the kernels apply, else eager, the reason in `fallbacks`.
+        impl: "triton", "eager", or "auto": Triton on a GPU wherever the kernels apply, else eager, the reason in
+            `fallbacks`.
     Returns:
         [N, C, H + 2 pad, W + 2 pad] in x's dtype; channels-last from Triton.
     Raises:
-        ValueError: scale without bias or the reverse; shapes that do not fit; an unknown impl, or "triton" where it does not apply.
+        ValueError: scale without bias or the reverse; shapes that do not fit; an unknown impl, or "triton" where it
+        does not apply.
     """
     if (scale is None) != (bias is None):
         raise ValueError("adain takes scale and bias together, found one of them")

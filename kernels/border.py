@@ -1,8 +1,9 @@
 """A reflected border that costs no memory besides itself and keeps the memory format, where no fused kernel writes it.
 
-torch's own padding keeps its input for the backward pass, of which it wants the shape alone; and on a GPU it answers in contiguous
-format, whatever it is given, and adds gradients up in no fixed order. Here the output of a channels-last input is
-channels-last, the gradients of the border are added in a fixed order, and the function can be differentiated twice.
+torch's own padding keeps its input for the backward pass, of which it wants the shape alone; and on a GPU it answers in
+contiguous format, whatever it is given, and adds gradients up in no fixed order. Here the output of a channels-last
+input is channels-last, the gradients of the border are added in a fixed order, and the function can be differentiated
+twice.
 """
 
 import torch

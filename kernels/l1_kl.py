@@ -1,8 +1,8 @@
 """The combined L1/KL loss: every elementwise term of the generator's objective, with its gradients, in one launch.
 
     term_i = mean |prediction_i - target_i|                                              (one for each pair, any shapes)
-    label  = mean_v softmax(teacher_logits[v])            [N, K]                         (or `labels`, ready probabilities)
-    kl     = mean_n sum_k label[n, k] (log label[n, k] - log softmax(student_logits)[n, k])
+    label  = mean_v softmax(teacher_logits[v])            [N, K]                         (or `labels`, ready
+    probabilities) kl     = mean_n sum_k label[n, k] (log label[n, k] - log softmax(student_logits)[n, k])
     total  = sum_i weight_i term_i + kl_weight kl
 
     d total / d prediction_i   = weight_i / size_i * sign(prediction_i - target_i)       (0 where they are equal)
@@ -10,14 +10,17 @@
 
 Source: DG-Net (CVPR 2019): reconstructions, equations 1, 2 and 4; the soft label's divergence, equations 6 and 7.
 
-A scalar's incoming gradient is one number, so the gradients can be written by the pass that reads the inputs, as if it were 1:
-nothing is read twice. The backward pass multiplies them in place by the incoming gradient, and a program that finds 1 there
-returns at once: one launch and no traffic, without asking the host. (Compiled, the product is fused into what reads it.)
-Gradients of fp16 predictions are kept as signs and get weight / size in the backward pass, where a loss scale is in the
+A scalar's incoming gradient is one number, so the gradients can be written by the pass that reads the inputs, as if it
+were 1: nothing is read twice. The backward pass multiplies them in place by the incoming gradient, and a program that
+finds 1 there
+returns at once: one launch and no traffic, without asking the host. (Compiled, the product is fused into what reads
+it.) Gradients of fp16 predictions are kept as signs and get weight / size in the backward pass, where a loss scale is
+in the
 incoming gradient: alone, weight / size is below what fp16 can hold.
 
-Addresses, sizes and weights of all pairs are arguments of the launch: no table is copied to the device, and CUDA graphs can
-capture it. Sums are deterministic: a partial sum for each program, then one program adds them in a fixed order, in fp64.
+Addresses, sizes and weights of all pairs are arguments of the launch: no table is copied to the device, and CUDA graphs
+can capture it. Sums are deterministic: a partial sum for each program, then one program adds them in a fixed order, in
+fp64.
 """
 
 from collections.abc import Sequence
@@ -39,12 +42,15 @@ DIMENSIONS = 4  # of a pair whose two tensors lie differently in memory, once di
 PARTIALS = 256  # partial sums of one term that are added at once
 SCALERS = 1024  # programs of the backward pass: few, since usually all they do is find that there is nothing to do
 
-INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET when this module is imported: the kernels then run on the CPU
+INTERPRETED = (
+    triton.knobs.runtime.interpret
+)  # TRITON_INTERPRET when this module is imported: the kernels then run on the CPU
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-# --- Eager reference -------------------------------------------------------------------------------------------------------
+# --- Eager reference
+# -------------------------------------------------------------------------------------------------------
 
 
 def l1_kl_eager(
@@ -55,8 +61,11 @@ def l1_kl_eager(
     labels: Tensor | None,
     kl_weight: float,
 ) -> tuple[Tensor, Tensor]:
-    """The formulas above in PyTorch; arguments as in `l1_kl_loss`. Computes in fp32, or in fp64 if any input is fp64."""
-    inputs = [x for pair in pairs for x in pair] + [x for x in (student_logits, teacher_logits, labels) if x is not None]
+    """The formulas above in PyTorch; arguments as in `l1_kl_loss`. Computes in fp32, or in fp64 if any input is
+    fp64."""
+    inputs = [x for pair in pairs for x in pair] + [
+        x for x in (student_logits, teacher_logits, labels) if x is not None
+    ]
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
     factors = list(weights)
     terms = [F.l1_loss(p.to(dtype), t.detach().to(dtype)) for p, t in pairs]
@@ -68,8 +77,9 @@ def l1_kl_eager(
     return total, torch.stack(terms).detach()
 
 
-# --- Kernels ---------------------------------------------------------------------------------------------------------------
-# Pairs of one kind (dtypes, alignment, layout, gradient or not) lie side by side: pairs LO to HI - 1 of the launch. `starts`
+# --- Kernels
+# --------------------------------------------------------------------------------------------------------------- Pairs
+# of one kind (dtypes, alignment, layout, gradient or not) lie side by side: pairs LO to HI - 1 of the launch. `starts`
 # holds the first program of each pair; a program finds its pair by comparing its number with them.
 
 
@@ -141,7 +151,8 @@ def _l1_alike(
     lane = tl.arange(0, TILE)
     total = tl.zeros((TILE,), tl.float32)
     left = size - first
-    # Whole tiles carry no mask: a mask on a size that is unknown when the kernel is compiled would make every access scalar.
+    # Whole tiles carry no mask: a mask on a size that is unknown when the kernel is compiled would make every access
+    # scalar.
     whole = tl.minimum(left // TILE, tiles).to(tl.int32)
     for i in range(whole):
         total += _l1_tile(p + i * TILE, t + i * TILE, g + i * TILE, lane, True, scale, GRADIENT, False)
@@ -156,7 +167,8 @@ def _l1_strided(
     prediction, target, gradient, size, first, scale, tiles, n1, n2, n3, p0, p1, p2, p3, t0, t1, t2, t3,
     DTYPE_P: tl.constexpr, DTYPE_T: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """As `_l1_alike` for tensors that lie differently: the gradient's order [., n1, n2, n3], strides p0..p3 and t0..t3."""
+    """As `_l1_alike` for tensors that lie differently: the gradient's order [., n1, n2, n3], strides p0..p3 and
+    t0..t3."""
     p = _at(prediction, DTYPE_P, False)
     t = _at(target, DTYPE_T, False)
     g = _at(gradient, DTYPE_P, False)
@@ -194,8 +206,9 @@ def _l1_kind(
     gradient = _pick(gradients, starts, program, LO, HI)
     size = _pick(sizes, starts, program, LO, HI)
     scale = _pick_float(scales, starts, program, LO, HI)
-    # A tile's length differs with the dtype: were it one, Triton would give all kinds one distribution over the threads, and
-    # convert it through shared memory where it does not suit. Addresses of a strided tile take many registers: a quarter.
+    # A tile's length differs with the dtype: were it one, Triton would give all kinds one distribution over the
+    # threads, and convert it through shared memory where it does not suit. Addresses of a strided tile take many
+    # registers: a quarter.
     LENGTH: tl.constexpr = TILE * 8 // DTYPE_P.primitive_bitwidth
     first = (program - _pick(starts, starts, program, LO, HI)) * tiles * LENGTH
     if STRIDED:
@@ -209,7 +222,9 @@ def _l1_kind(
             _pick_layout(layouts, 10, starts, program, LO, HI), DTYPE_P, DTYPE_T, GRADIENT, WIDE, LENGTH // 4,
         )  # fmt: skip
     else:
-        value = _l1_alike(prediction, target, gradient, size, first, scale, tiles, DTYPE_P, DTYPE_T, ALIGNED, GRADIENT, LENGTH)
+        value = _l1_alike(
+            prediction, target, gradient, size, first, scale, tiles, DTYPE_P, DTYPE_T, ALIGNED, GRADIENT, LENGTH
+        )
     return value
 
 
@@ -220,7 +235,8 @@ def _kl_row(
 ):  # fmt: skip
     """The divergence of one row.
 
-    student_ptr: [rows, classes]; label_ptr: the teacher's logits [views, rows, classes], or probabilities [rows, classes];
+    student_ptr: [rows, classes]; label_ptr: the teacher's logits [views, rows, classes], or probabilities [rows,
+        classes];
     gradient_ptr: [rows, classes], contiguous.
     """
     row = row.to(tl.int64)
@@ -246,7 +262,9 @@ def _kl_row(
         student_top = higher
         if TEACHER:
             here = (view < views) & inside[None, :]
-            t = tl.load(label_ptr + view * view_stride + k + lane[None, :], mask=here, other=float("-inf")).to(tl.float32)
+            t = tl.load(label_ptr + view * view_stride + k + lane[None, :], mask=here, other=float("-inf")).to(
+                tl.float32
+            )
             peak = tl.maximum(view_top, tl.max(t, 1))
             base = tl.where(peak == float("-inf"), 0.0, peak)
             view_sum = view_sum * tl.exp(view_top - base) + tl.sum(tl.exp(t - base[:, None]), 1)
@@ -267,7 +285,9 @@ def _kl_row(
         log_q = tl.load(student_ptr + k + lane, mask=inside, other=0.0).to(tl.float32) - student_log
         if TEACHER:
             here = (view < views) & inside[None, :]
-            t = tl.load(label_ptr + view * view_stride + k + lane[None, :], mask=here, other=float("-inf")).to(tl.float32)
+            t = tl.load(label_ptr + view * view_stride + k + lane[None, :], mask=here, other=float("-inf")).to(
+                tl.float32
+            )
             label = tl.sum(tl.exp(t - view_log[:, None]), 0) / views
         else:
             label = tl.load(label_ptr + k + lane, mask=inside, other=0.0).to(tl.float32)
@@ -293,8 +313,9 @@ def _forward_kernel(
 ):  # fmt: skip
     """One partial sum a program: first the rows of the divergence, then the pairs in chunks of tiles * TILE bytes.
 
-    partials_ptr: [programs] fp32. starts .. layouts: tuples, one entry a pair: first program, addresses, number of elements,
-    size of the gradient's values; layouts: (n1, n2, n3, p0..p3, t0..t3) of each pair of a strided kind, which come first.
+    partials_ptr: [programs] fp32. starts .. layouts: tuples, one entry a pair: first program, addresses, number of
+    elements, size of the gradient's values; layouts: (n1, n2, n3, p0..p3, t0..t3) of each pair of a strided kind, which
+    come first.
     KINDS: of each kind LO, HI, the dtypes of prediction and target, strided, aligned, gradient, wide; see `_Kind`.
     """
     program = tl.program_id(0)
@@ -325,9 +346,10 @@ def _reduce_kernel(
 ):  # fmt: skip
     """Terms and total from the partial sums, in one program and a fixed order.
 
-    partials_ptr: [programs]; terms_ptr: [TERMS]; total_ptr: []; all fp32. firsts, counts, sizes, weights: tuples, one entry a
-    term: its first partial sum, their number, what divides their sum, its weight. longest: the largest count. ROWS: TERMS
-    rounded up to a power of two. MORE: total_ptr already holds the total of earlier terms.
+    partials_ptr: [programs]; terms_ptr: [TERMS]; total_ptr: []; all fp32. firsts, counts, sizes, weights: tuples, one
+        entry a
+    term: its first partial sum, their number, what divides their sum, its weight. longest: the largest count. ROWS:
+    TERMS rounded up to a power of two. MORE: total_ptr already holds the total of earlier terms.
     """
     term = tl.arange(0, ROWS)
     first = tl.zeros((ROWS,), tl.int64)
@@ -391,7 +413,8 @@ def _scale_kernel(
             )  # fmt: skip
 
 
-# --- Launch ----------------------------------------------------------------------------------------------------------------
+# --- Launch
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -427,7 +450,8 @@ class _Pair:
 
 
 def _layout(lead: Tensor, prediction: Tensor, target: Tensor) -> list[tuple[int, int, int]]:
-    """(size, prediction's stride, target's stride) of the fewest dimensions that visit both in lead's order of memory."""
+    """(size, prediction's stride, target's stride) of the fewest dimensions that visit both in lead's order of
+    memory."""
     strides = zip(lead.stride(), lead.shape, prediction.stride(), target.stride(), strict=True)
     dimensions = sorted((d for d in strides if d[1] > 1), key=lambda d: d[0], reverse=True)
     merged: list[tuple[int, int, int]] = []
@@ -496,7 +520,9 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
     """Fill the gradients, terms [pairs, then the divergence] and the total of up to PAIRS_A_LAUNCH pairs."""
     order = sorted(pairs, key=lambda pair: pair.kind.order())
     lengths = [TILE // pair.prediction.itemsize for pair in order]
-    tiles = max(1, triton.cdiv(sum(triton.cdiv(pair.size, n) for pair, n in zip(order, lengths, strict=True)), PROGRAMS))
+    tiles = max(
+        1, triton.cdiv(sum(triton.cdiv(pair.size, n) for pair, n in zip(order, lengths, strict=True)), PROGRAMS)
+    )
     starts = _starts([triton.cdiv(pair.size, n * tiles) for pair, n in zip(order, lengths, strict=True)])
     kinds = tuple(
         (a, b, DTYPES[k.prediction], DTYPES[k.target], k.strided, k.aligned, k.gradient, k.wide)
@@ -540,7 +566,10 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
         maxnreg=128,  # unasked, ptxas for sm_100 spills to keep 64
     )
     # Terms in the caller's order: pairs, then the divergence, whose partial sums come first.
-    ranges = {pair.term: (rows + a, b - a, pair.size, pair.weight) for pair, a, b in zip(order, starts, starts[1:], strict=False)}
+    ranges = {
+        pair.term: (rows + a, b - a, pair.size, pair.weight)
+        for pair, a, b in zip(order, starts, starts[1:], strict=False)
+    }
     columns = [ranges[pair.term] for pair in pairs] + ([(0, rows, rows, kl.weight)] if kl else [])
     firsts, counts, sizes, weights = zip(*columns, strict=True)
     _reduce_kernel[(1,)](
@@ -587,7 +616,8 @@ def _scale(gradients: Sequence[Tensor], units: Sequence[float], factor: Tensor) 
                 starts,
                 programs,
                 KINDS=tuple(
-                    (lo, hi, DTYPES[gradients[order[lo]].dtype], kind(order[lo])[1]) for lo, hi in _ranges([kind(i) for i in order])
+                    (lo, hi, DTYPES[gradients[order[lo]].dtype], kind(order[lo])[1])
+                    for lo, hi in _ranges([kind(i) for i in order])
                 ),
                 UNITS=any(units[i] != 1 for i in order),
                 TILE=TILE,
@@ -600,7 +630,8 @@ def _device(x: Tensor) -> torch.cuda.device:
     return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
-# --- Custom operation ------------------------------------------------------------------------------------------------------
+# --- Custom operation
+# ------------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("dgfast::l1_kl", mutates_args=())
@@ -614,9 +645,9 @@ def _l1_kl(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The total, the terms and the gradients that are needed, which the backward pass takes over.
 
-    weights: [pairs + 1] on the CPU, the divergence's last: as numbers they would be constants to torch.compile, which would
-    compile anew in every iteration in which one grows. label: the teacher's logits [V, N, K] or probabilities [N, K]; needs:
-    whether each prediction, and then the student, needs its gradient.
+    weights: [pairs + 1] on the CPU, the divergence's last: as numbers they would be constants to torch.compile, which
+    would compile anew in every iteration in which one grows. label: the teacher's logits [V, N, K] or probabilities [N,
+    K]; needs: whether each prediction, and then the student, needs its gradient.
     """
     *factors, kl_weight = weights.tolist()
     gradients = _gradients(predictions, student_logits, needs)
@@ -671,7 +702,8 @@ def _backward(ctx, grad_total, _grad_terms, _grad_gradients):
         if type(gradients[0]) is Tensor:
             units = weights.tolist()
             _scale(gradients, [1.0 if rest is None else units[rest[0]] / rest[1] for rest in ctx.rest], grad_total)
-            # In place: with its version raised, a second pass through this graph is PyTorch's error of modified tensors.
+            # In place: with its version raised, a second pass through this graph is PyTorch's error of modified
+            # tensors.
             torch.autograd.graph.increment_version(gradients)
         else:  # torch.compile traces: it has the product computed by whatever reads the gradient next
             factors = [grad_total if rest is None else grad_total * (weights[rest[0]] / rest[1]) for rest in ctx.rest]
@@ -685,7 +717,8 @@ def _backward(ctx, grad_total, _grad_terms, _grad_gradients):
 _l1_kl.register_autograd(_backward, setup_context=_setup_context)
 
 
-# --- Public function -------------------------------------------------------------------------------------------------------
+# --- Public function
+# -------------------------------------------------------------------------------------------------------
 
 
 def eager_reason(tensors: Sequence[Tensor]) -> str | None:
@@ -715,23 +748,25 @@ def l1_kl_loss(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of L1 terms and of the divergence between a soft label and the student (formulas: top of this file).
 
-    Gradients reach the predictions and the student's logits, through `total` alone and once: a second backward pass through
-    the same graph raises RuntimeError, and there is no second derivative (`impl="eager"` has both). Targets, teacher and labels
-    are constants.
+    Gradients reach the predictions and the student's logits, through `total` alone and once: a second backward pass
+    through the same graph raises RuntimeError, and there is no second derivative (`impl="eager"` has both). Targets,
+    teacher and labels are constants.
 
     Args:
-        pairs: (prediction, target), each pair of one shape; fp32, bf16 or fp16, mixed as they come; any strides. Nothing is
+        pairs: (prediction, target), each pair of one shape; fp32, bf16 or fp16, mixed as they come; any strides.
+            Nothing is
             copied, unless the two lie so differently that more than four dimensions remain after merging.
         weights: one number a pair.
         student_logits: [N, K].
         teacher_logits: [V, N, K]: V views of the images, whose softmaxes are averaged to the soft label.
-        kl_weight: weight of the divergence. Two streams, each with its mean over N rows, are one concatenated call with the
+        kl_weight: weight of the divergence. Two streams, each with its mean over N rows, are one concatenated call with
+            the
             weight doubled (and half the term's value).
         labels: [N, K], ready probabilities in place of teacher_logits, for labels of another style than the soft one.
         impl: "auto": the kernel where `eager_reason` knows none against it; "triton"; "eager".
     Returns:
-        total: scalar; terms: [pairs, and one more with student_logits], detached: each term before its weight, the divergence
-        last. Both fp32 (eagerly fp64 if any input is).
+        total: scalar; terms: [pairs, and one more with student_logits], detached: each term before its weight, the
+        divergence last. Both fp32 (eagerly fp64 if any input is).
     Raises:
         ValueError: nothing to sum; an empty tensor; shapes, numbers of weights or sources of labels that do not fit.
     """
@@ -785,7 +820,11 @@ def _check(
         raise ValueError("student_logits need teacher_logits or labels, one of them, and these need student_logits")
     if student_logits is not None:
         (label,) = sources
-        if student_logits.ndim != 2 or label.shape[-2:] != student_logits.shape or label.ndim != (2 if labels is not None else 3):
+        if (
+            student_logits.ndim != 2
+            or label.shape[-2:] != student_logits.shape
+            or label.ndim != (2 if labels is not None else 3)
+        ):
             raise ValueError(
                 f"student_logits [N, K] {tuple(student_logits.shape)} do not fit teacher_logits [V, N, K] or labels [N, K] "
                 f"{tuple(label.shape)}"
@@ -794,5 +833,7 @@ def _check(
             raise ValueError(f"logits are empty {tuple(label.shape)}: the mean over their rows is undefined")
         tensors += [student_logits, label]
     if not all(x.is_floating_point() for x in tensors):
-        raise ValueError("l1_kl_loss takes floating-point tensors, found " + ", ".join(str(x.dtype)[6:] for x in tensors))
+        raise ValueError(
+            "l1_kl_loss takes floating-point tensors, found " + ", ".join(str(x.dtype)[6:] for x in tensors)
+        )
     return tensors

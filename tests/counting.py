@@ -13,10 +13,10 @@ from torch.utils.flop_counter import flop_registry
 class Cost(TorchDispatchMode):
     """Counts within its context, backward passes included.
 
-    flops: of convolutions and matrix products, multiplications and additions, as torch.utils.flop_counter counts them. calls:
-    operators that reach the dispatcher, views among them; a kernel of dgfast is one. `calls_by` and `flops_by` hold them by (phase,
-    network, operator): the phase is what `phase` was set to last; the network one of `networks` while its forward runs, or whose
-    forward made the node that now runs backwards.
+    flops: of convolutions and matrix products, multiplications and additions, as torch.utils.flop_counter counts them.
+    calls: operators that reach the dispatcher, views among them; a kernel of dgfast is one. `calls_by` and `flops_by`
+    hold them by (phase, network, operator): the phase is what `phase` was set to last; the network one of `networks`
+    while its forward runs, or whose forward made the node that now runs backwards.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module] | None = None):

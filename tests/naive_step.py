@@ -1,8 +1,8 @@
 """One iteration of DG-Net word by word (docs/method.md, section 2): oracle and baseline of dgfast.training.step.
 
-Nothing here is clever, on purpose: every network is called for one stream at a time, frozen networks are deep copies whose weights
-take gradients that nobody reads, graphs are built and thrown away. Only the parameters are shared with dgfast's networks; what
-E_s, G and D compute from them is written down again, in plain PyTorch operations.
+Nothing here is clever, on purpose: every network is called for one stream at a time, frozen networks are deep copies
+whose weights take gradients that nobody reads, graphs are built and thrown away. Only the parameters are shared with
+dgfast's networks; what E_s, G and D compute from them is written down again, in plain PyTorch operations.
 """
 
 import copy
@@ -136,8 +136,8 @@ def iteration(
 ):
     """Losses "d/..." and "g/..." as of dgfast.training.step, and the gradients of all parameters by name.
 
-    `optimizers`: by "generator", "discriminator" and "appearance"; each steps where the method says so, D before the others' losses
-    are computed. Without them nothing moves, and both objectives are those of the same weights.
+    `optimizers`: by "generator", "discriminator" and "appearance"; each steps where the method says so, D before the
+    others' losses are computed. Without them nothing moves, and both objectives are those of the same weights.
     """
     e_s, e_a, g, d = networks.structure, networks.appearance, networks.decoder, networks.discriminator
     a, b, w = batch.a, batch.b, weights

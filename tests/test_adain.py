@@ -1,4 +1,5 @@
-"""The normalising operations: which way is taken, what is refused, and the kernels themselves in Triton's interpreter."""
+"""The normalising operations: which way is taken, what is refused, and the kernels themselves in Triton's
+interpreter."""
 
 import importlib
 import os
@@ -104,7 +105,9 @@ def test_fake_tensors_keep_channels_last():
     with FakeTensorMode():
         x = torch.empty(2, 16, 6, 5, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
         out = adain(x, slope=0.2, pad=1)
-        assert out.shape == (2, 16, 8, 7) and out.dtype == x.dtype and out.is_contiguous(memory_format=torch.channels_last)
+        assert (
+            out.shape == (2, 16, 8, 7) and out.dtype == x.dtype and out.is_contiguous(memory_format=torch.channels_last)
+        )
         rows = torch.empty(2, 16, device="cuda")
         # Not through autograd, whose engine asks for the device.
         dx, dscale, _, dresidual = torch.ops.dgfast.inject_backward(

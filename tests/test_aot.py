@@ -1,7 +1,8 @@
-"""The normalising kernels compiled for GPUs that are not here: no spills, 16-byte accesses, registers as in docs/kernels_table.md.
+"""The normalising kernels compiled for GPUs that are not here: no spills, 16-byte accesses, registers as in
+docs/kernels_table.md.
 
-By default a part of the configurations; with DGFAST_AOT=all every one that tuning may choose at the networks' shapes, and the
-table is written anew.
+By default a part of the configurations; with DGFAST_AOT=all every one that tuning may choose at the networks' shapes,
+and the table is written anew.
 """
 
 import importlib
@@ -82,7 +83,9 @@ def launches(case, dtype, samples, tiling):
     slope = 0.2 if case.activate else 1.0
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "_launch", lambda kernel, programs, *args, **constants: found.append((kernel, args, constants)))
+        patch.setattr(
+            fused, "_launch", lambda kernel, programs, *args, **constants: found.append((kernel, args, constants))
+        )
         _, mean, rstd = fused._forward(image(), scale, bias, residual, 1e-5, slope, pad, case.per_sample, tiling)
         folded = dtype if case.residual and pad else None
         fused._backward(image(pad), image(), scale, bias, mean, rstd, folded, 1e-5, slope, pad, case.per_sample, tiling)
@@ -134,12 +137,15 @@ def check(kernel, found: Compiled) -> None:
     assert any(name.startswith("ld") for name in wide)
     writes = kernel.__name__ in ("_plane_forward", "_plane_backward", "_split_forward", "_split_backward")
     assert any(name.startswith("st") for name in wide) == writes
-    # What is left is one value a channel: scale, bias, statistics. An image read value by value would make eight loads of one.
+    # What is left is one value a channel: scale, bias, statistics. An image read value by value would make eight loads
+    # of one.
     assert sum(n for name, n in found.accesses.items() if name not in wide) <= 8, found.accesses
 
 
 def line(case, dtype, tiling, kernel, found: dict[int, Compiled]) -> str:
-    cut = f"{tiling.pixels} x {tiling.channels}, {tiling.warps} warps" + (f", {tiling.chunk} a program" if tiling.chunk else "")
+    cut = f"{tiling.pixels} x {tiling.channels}, {tiling.warps} warps" + (
+        f", {tiling.chunk} a program" if tiling.chunk else ""
+    )
     used = " | ".join(f"{found[cc].registers} / {found[cc].shared}" for cc in found)
     return f"| {kernel.__name__.removeprefix('_')} | {case.name} | {FORMATS[dtype]} | {cut} | {used} |"
 
@@ -186,7 +192,9 @@ def test_part(name, dtype, tmp_path):
             assert row in table.splitlines(), "the kernel has changed: DGFAST_AOT=all writes the table"
 
 
-@pytest.mark.skipif(os.environ.get("DGFAST_AOT") != "all", reason="DGFAST_AOT=all compiles everything, in some ten minutes")
+@pytest.mark.skipif(
+    os.environ.get("DGFAST_AOT") != "all", reason="DGFAST_AOT=all compiles everything, in some ten minutes"
+)
 def test_everything(tmp_path):
     lines = []
     for case in CASES:

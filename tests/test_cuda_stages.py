@@ -1,4 +1,5 @@
-"""The CUDA stages of re-ranking, run on the CPU (tests/cuda_on_cpu) against a dense oracle, the goldens and the CPU stages.
+"""The CUDA stages of re-ranking, run on the CPU (tests/cuda_on_cpu) against a dense oracle, the goldens and the CPU
+stages.
 
 On a machine with a GPU this one command runs them there as well, and the same once more under the toolkit's checker:
 
@@ -98,7 +99,9 @@ def test_result_equals_goldens(machine, setting):
 )
 def test_lists_hold_the_nearest_and_the_lower_index_wins(machine, n, k, block, schedule):
     products = symmetric_products(on_a_grid(n, 5, 9))
-    norms = products.diagonal() * np.float32(1.01)  # so that an image is at distance 0 from itself only because it is itself
+    norms = products.diagonal() * np.float32(
+        1.01
+    )  # so that an image is at distance 0 from itself only because it is itself
     machine.schedule(schedule)
     made = machine.nearest(products, norms, k, block=block, seed=schedule, padding=schedule)
     d = distances(products, norms)
@@ -127,7 +130,9 @@ def test_ever_nearer_images_with_far_ones_between(machine, symmetric):
     features = place[:, None].astype(np.float32)
     products, norms = features @ features.T, features[:, 0] ** 2
     machine.schedule(1)
-    made = machine.nearest(products, norms, 100, block=(n if symmetric else 2, n), symmetric=symmetric, rows=n if symmetric else 2)
+    made = machine.nearest(
+        products, norms, 100, block=(n if symmetric else 2, n), symmetric=symmetric, rows=n if symmetric else 2
+    )
     expected = expected_lists(distances(products, norms)[: len(made.indices)], 100)
     np.testing.assert_array_equal(made.distances, expected[0])
     np.testing.assert_array_equal(made.indices, expected[1])
@@ -247,12 +252,15 @@ def test_every_stage_equals_the_cpu(machine, seed):
 
     block = distances(case.products[: case.queries, case.queries :], norms, 0, case.queries)
     result = machine.jaccard(averaged, inverted, nearest.farthest, 0, block, setting)
-    cpu.jaccard(*entries, same.offsets, same.columns, same.values, theirs.farthest, 0, setting.lambda_, setting.squared, block)
+    cpu.jaccard(
+        *entries, same.offsets, same.columns, same.values, theirs.farthest, 0, setting.lambda_, setting.squared, block
+    )
     np.testing.assert_allclose(result, block, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("n", "queries", "k1", "k2", "variant"), [(150, 20, 20, 6, "zhong"), (77, 76, 13, 1, "squared"), (33, 1, 31, 4, "zhong")]
+    ("n", "queries", "k1", "k2", "variant"),
+    [(150, 20, 20, 6, "zhong"), (77, 76, 13, 1, "squared"), (33, 1, 31, 4, "zhong")],
 )
 def test_python_face_of_the_cuda_stages(machine, monkeypatch, n, queries, k1, k2, variant):
     """`rerank` as it runs on a GPU, but for the device: blocks, chunks and workspaces as CudaStages makes them."""
@@ -279,7 +287,9 @@ def _assert_equal_rows(mine: Sparse, other: Sparse) -> None:
 @needs_compiler
 @pytest.mark.slow
 def test_nothing_is_out_of_bounds(tmp_path):
-    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    runtime = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     if not os.path.isabs(runtime):
         pytest.skip("needs AddressSanitizer's runtime")
     library = build(tmp_path / "stages.so", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -298,8 +308,18 @@ def test_no_kernel_spills_registers(tmp_path, architecture):
     for source in SOURCES:
         if source.suffix != ".cu":
             continue
-        flags = ["-std=c++20", "-O3", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-Wno-deprecated-gpu-targets"]
-        done = subprocess.run(["nvcc", *flags, str(source), "-o", str(tmp_path / "out")], capture_output=True, text=True)
+        flags = [
+            "-std=c++20",
+            "-O3",
+            f"-arch=sm_{architecture}",
+            "-cubin",
+            "-Xptxas",
+            "-v",
+            "-Wno-deprecated-gpu-targets",
+        ]
+        done = subprocess.run(
+            ["nvcc", *flags, str(source), "-o", str(tmp_path / "out")], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
         assert set(spills) <= {("0", "0", "0")}, f"{source.name}: {done.stderr}"

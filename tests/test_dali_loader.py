@@ -1,4 +1,5 @@
-"""DALI's loader against the torchvision one: the same samples and pictures, resuming, ranks, damaged files, nothing left behind."""
+"""DALI's loader against the torchvision one: the same samples and pictures, resuming, ranks, damaged files, nothing
+left behind."""
 
 import gc
 import io
@@ -84,7 +85,8 @@ def test_pictures_are_torchvisions_up_to_rounding(pedestrians):
                 off = difference(getattr(a, name), getattr(b, name))
                 means += off.mean((1, 2, 3)).tolist()
                 largest.append(off.max().item())
-                # Where one is erased, so is the other, exactly; no other pixel is 0, since the mean is no multiple of 1/255.
+                # Where one is erased, so is the other, exactly; no other pixel is 0, since the mean is no multiple of
+                # 1/255.
                 erased_a, erased_b = (getattr(x, "erased" if name == "image" else "positive_erased") for x in (a, b))
                 assert torch.equal(erased_a == 0, erased_b == 0) and (erased_a == 0).any()
     assert len(seen) == 200
@@ -145,7 +147,9 @@ def test_two_ranks_cover_an_epoch_exactly(records, loader):
             parts = [getattr(batch, stream) for batch in found]
             seen += torch.cat([part.index for part in parts]).tolist()
             for name in ("image", "erased", "positive", "positive_erased", "label"):
-                assert torch.equal(getattr(getattr(expected, stream), name), torch.cat([getattr(p, name) for p in parts]))
+                assert torch.equal(
+                    getattr(getattr(expected, stream), name), torch.cat([getattr(p, name) for p in parts])
+                )
     for seen in order.values():
         assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
     assert {rank.state_dict()["position"] for rank in ranks} == {20}
@@ -171,7 +175,8 @@ def test_resumes_mid_epoch_also_on_another_loader(records, loader, saved_by):
 
 @both_loaders
 def test_another_number_of_ranks_goes_on_at_the_global_position(records, loader):
-    """Three batches of two ranks of two, then three ranks of one: position 12 is no multiple of their global batch of 5."""
+    """Three batches of two ranks of two, then three ranks of one: position 12 is no multiple of their global batch of
+    5."""
     pair = [loader_of(records, loader, sampler=sampler_of(records, batch=2, rank=r, world_size=2)) for r in range(2)]
     for rank in pair:
         for _ in range(3):
@@ -300,7 +305,10 @@ UNUSUAL = {  # file -> what it shows, as RGB
     "grey": (lambda: jpeg(picture("L")), None),
     "progressive": (lambda: jpeg(picture(), progressive=True), None),
     "RGB JPEG": (lambda: jpeg(picture(), keep_rgb=True), None),
-    "16-bit PNG": (lambda: png(Image.fromarray(GREY16)), lambda: Image.fromarray((GREY16 >> 8).astype(np.uint8)).convert("RGB")),
+    "16-bit PNG": (
+        lambda: png(Image.fromarray(GREY16)),
+        lambda: Image.fromarray((GREY16 >> 8).astype(np.uint8)).convert("RGB"),
+    ),
     "palette PNG": (lambda: png(picture("P")), None),
     "transparent PNG": (lambda: png(picture("RGBA")), None),
     "EXIF rotated": (rotated, lambda: Image.open(io.BytesIO(rotated())).transpose(Image.Transpose.ROTATE_270)),

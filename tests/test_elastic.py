@@ -1,4 +1,5 @@
-"""Several processes under torchrun: a worker that is killed, agents on two machines (both this one); the weights end the same."""
+"""Several processes under torchrun: a worker that is killed, agents on two machines (both this one); the weights end
+the same."""
 
 import os
 import signal
@@ -74,7 +75,13 @@ def test_two_agents_meet_and_end_with_the_same_weights(market, tmp_path, undistu
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     config = tiny.config(market, tmp_path, **LONG)
-    meet = ["--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=job"]
+    meet = [
+        "--nnodes=2",
+        "--nproc_per_node=1",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{port}",
+        "--rdzv-id=job",
+    ]
     agents = [start(command(config, *meet, "--local-addr=127.0.0.1")) for _ in range(2)]
     try:
         for agent in agents:

@@ -60,15 +60,22 @@ def lists(rows, k):
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        (lambda: _rerank.cpu.nearest_start(*lists(3, 2)[:2], np.empty(4, np.float32)), "expected distances and indices"),
+        (
+            lambda: _rerank.cpu.nearest_start(*lists(3, 2)[:2], np.empty(4, np.float32)),
+            "expected distances and indices",
+        ),
         (lambda: _rerank.cpu.nearest_start(np.empty((3, 2)), *lists(3, 2)[1:]), "incompatible"),
         (lambda: _rerank.cpu.nearest_start(lists(3, 4)[0][:, ::2], *lists(3, 2)[1:]), "incompatible"),
         (
-            lambda: _rerank.cpu.nearest_block(np.ones((2, 2), np.float32), 2, 0, np.ones(3, np.float32), *lists(3, 1), 0, True),
+            lambda: _rerank.cpu.nearest_block(
+                np.ones((2, 2), np.float32), 2, 0, np.ones(3, np.float32), *lists(3, 1), 0, True
+            ),
             "reaches past the norms",
         ),
         (
-            lambda: _rerank.cpu.nearest_block(np.ones((2, 2), np.float32), 0, 0, np.ones(3, np.float32), *lists(2, 1), 0, True),
+            lambda: _rerank.cpu.nearest_block(
+                np.ones((2, 2), np.float32), 0, 0, np.ones(3, np.float32), *lists(2, 1), 0, True
+            ),
             "needs the lists of all images",
         ),
         (

@@ -1,4 +1,5 @@
-"""The networks, the losses and the gradients against recorded numbers of the public reference system (tests/goldens)."""
+"""The networks, the losses and the gradients against recorded numbers of the public reference system
+(tests/goldens)."""
 
 import json
 from pathlib import Path

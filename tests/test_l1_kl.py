@@ -1,4 +1,5 @@
-"""The combined L1/KL loss: its eager reference against the objective's terms, its kernels in the interpreter and compiled."""
+"""The combined L1/KL loss: its eager reference against the objective's terms, its kernels in the interpreter and
+compiled."""
 
 import contextlib
 import functools
@@ -49,7 +50,9 @@ def test_the_reference_equals_the_terms_of_the_objective(l1_kl, style):
     labels = [losses.label(style, t, clothes, body) for t in teachers]
     image = F.l1_loss(images[0], images[1].detach()) + F.l1_loss(images[2], images[3].detach())
     code = F.l1_loss(codes[0], codes[1].detach()) + F.l1_loss(codes[2], codes[3].detach())
-    primary = sum(F.kl_div(s.log_softmax(1), label, reduction="batchmean") for label, s in zip(labels, students, strict=True))
+    primary = sum(
+        F.kl_div(s.log_softmax(1), label, reduction="batchmean") for label, s in zip(labels, students, strict=True)
+    )
     expected = 5 * image + 0.3 * code + 2 * primary
     wanted = torch.autograd.grad(expected, leaves)
 
@@ -125,12 +128,14 @@ def test_kernels_in_the_interpreter():
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-# --- Ahead of time ---------------------------------------------------------------------------------------------------------
+# --- Ahead of time
+# ---------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def compiled(l1_kl, capability):
-    """Launches inside compile for this capability and run nothing: yields the list of (kernel's name, compiled kernel)."""
+    """Launches inside compile for this capability and run nothing: yields the list of (kernel's name, compiled
+    kernel)."""
     target = types.SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", capability, 32),
         get_current_device=lambda: 1000 + capability,  # a number that no real device has: the key of the kernels' cache
@@ -152,7 +157,9 @@ def compiled(l1_kl, capability):
 
 def step(image, target, code, logits, *, learn=True, last=False):
     """The loss of one iteration in the dtypes given: images against images, codes, the primary head's logits."""
-    pairs = [(made(2, 3, 64, 32, dtype=image, last=True, grad=learn), made(2, 3, 64, 32, dtype=target, last=not last))] * 6
+    pairs = [
+        (made(2, 3, 64, 32, dtype=image, last=True, grad=learn), made(2, 3, 64, 32, dtype=target, last=not last))
+    ] * 6
     pairs += [(made(2, 128, 16, 8, dtype=code, last=True, grad=learn), made(2, 128, 16, 8, dtype=code, last=True))] * 2
     pairs += [(made(2, 1024, dtype=code, grad=False), made(2, 1024, dtype=code))] * 2
     return pairs, [1.0] * 10, made(2, 751, dtype=logits, grad=learn), made(2, 2, 751, dtype=logits), 2.0
@@ -183,7 +190,9 @@ CONFIGURATIONS = {
     "bf16 codes and logits": functools.partial(step, F32, F32, B16, B16),
     "bf16": functools.partial(step, B16, B16, B16, B16),
     "fp16 codes and logits": functools.partial(step, F32, F32, F16, F16),
-    "bf16, ready labels": lambda: one_pair(made(2, 3, 64, 32, dtype=B16), made(2, 3, 64, 32, dtype=B16), labels=made(2, 751)),
+    "bf16, ready labels": lambda: one_pair(
+        made(2, 3, 64, 32, dtype=B16), made(2, 3, 64, 32, dtype=B16), labels=made(2, 751)
+    ),
     "bf16, unaligned": lambda: one_pair(unaligned(B16), unaligned(B16)),
     "bf16, samples far apart": lambda: one_pair(far_apart(B16), made(2, 3, 64, 32, dtype=F32)),
 }
@@ -205,7 +214,8 @@ def resources(kernel, capability, folder):
 
 
 def test_compiled_kernels_spill_nothing_and_move_16_bytes(l1_kl, tmp_path, monkeypatch):
-    """Every kind of launch for every architecture. DGFAST_WRITE_TABLES=1 writes the table that the documentation shows."""
+    """Every kind of launch for every architecture. DGFAST_WRITE_TABLES=1 writes the table that the documentation
+    shows."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     rows, seen = [], {}
     for capability in (80, 90, 100):

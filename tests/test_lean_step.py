@@ -18,7 +18,10 @@ from tests.tiny import MODEL, SIZE
 
 CLASSES = 7
 LIMIT_GFLOP = 265  # an image, at full size; the restatement needs 327.8
-LIMIT_CALLS = {"joint": 9000, "per-stream": 13000}  # a step of four images a stream, by --batch-norm; joint is the default
+LIMIT_CALLS = {
+    "joint": 9000,
+    "per-stream": 13000,
+}  # a step of four images a stream, by --batch-norm; joint is the default
 LIMIT_KEPT = 3.8  # GiB of activations for the backward pass, four images a stream, fp32
 # Before the warm-up four weights are 0 and the teacher is not asked; afterwards everything counts.
 WEIGHTS = {"early": weights_at(LossConfig(), 0), "warm": weights_at(LossConfig(), 10**6)}
@@ -35,12 +38,17 @@ def setting(dtype=torch.float64, batch_statistics=True, seed=0):
     torch.manual_seed(seed)
     model = dataclasses.replace(MODEL, prim_dropout=0.0, fine_dropout=0.0)
     networks, teacher = DGNet(model, CLASSES), make_teacher(model, CLASSES).eval()
-    # These start so small that all classes, and all images, look alike: labels and D's gradients would hang on rounding.
+    # These start so small that all classes, and all images, look alike: labels and D's gradients would hang on
+    # rounding.
     kaiming_fan_in(networks.discriminator)
     for layer in (networks.appearance.prim, networks.appearance.fine, teacher.head):
         torch.nn.init.normal_(layer.classify.weight, std=0.5)
     networks.train(batch_statistics)
-    return networks.to(dtype), teacher.to(dtype), PairBatch(stream(2 * seed, 3, SIZE, dtype), stream(2 * seed + 1, 3, SIZE, dtype))
+    return (
+        networks.to(dtype),
+        teacher.to(dtype),
+        PairBatch(stream(2 * seed, 3, SIZE, dtype), stream(2 * seed + 1, 3, SIZE, dtype)),
+    )
 
 
 def lean(networks, teacher, batch, weights, *, joint=False, **options):
@@ -73,8 +81,8 @@ def compare(found, expected, loss_tolerance=1e-6, gradient_tolerance=1e-5):
 def errors(found, expected) -> dict[str, float]:
     """For each tensor the norm of the difference against that of its layer's gradient.
 
-    Of the layer's, weight and offset together: an offset's gradient is a sum over all pixels, most of which cancels out (in front
-    of an instance norm all of it), so rounding is large against what is left.
+    Of the layer's, weight and offset together: an offset's gradient is a sum over all pixels, most of which cancels out
+    (in front of an instance norm all of it), so rounding is large against what is left.
     """
     assert found.keys() == expected.keys()
     layers = {}
@@ -94,7 +102,9 @@ def test_same_losses_and_gradients(weights, structure_learns):
     things = *setting(), WEIGHTS[weights]
     expected = naive_step.iteration(*things, structure_learns=structure_learns)
     compare(lean(*things, structure_learns=structure_learns), expected)
-    silent = {name.split(".")[1] for name, gradient in expected[1].items() if name.endswith(".weight") and not gradient.any()}
+    silent = {
+        name.split(".")[1] for name, gradient in expected[1].items() if name.endswith(".weight") and not gradient.any()
+    }
     assert silent == ({"fine"} if weights == "early" else set())
 
 
@@ -102,9 +112,9 @@ def test_same_losses_and_gradients(weights, structure_learns):
 def test_same_in_single_precision(structure_learns):
     """Losses to 1e-5, gradients to 1e-4.
 
-    A unit that sits on a kink (LeakyReLU, ReLU, a maximum, an absolute value) to within rounding may fall on either side. Among a
-    thousand channels that is nothing; in networks this narrow one such unit moves what lies before it by a percent. So each tensor
-    must agree in one of a few draws, and be no further off in any of them.
+    A unit that sits on a kink (LeakyReLU, ReLU, a maximum, an absolute value) to within rounding may fall on either
+    side. Among a thousand channels that is nothing; in networks this narrow one such unit moves what lies before it by
+    a percent. So each tensor must agree in one of a few draws, and be no further off in any of them.
     """
     best = {}
     for seed in range(6):
@@ -230,6 +240,8 @@ def test_kept_for_the_backward_pass(full_size):
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         made = translate(networks, batch, joint_statistics=True)
-        total = generator_losses(networks, teacher, batch, made, weights, structure_learns=True, joint_statistics=True)["total"]
+        total = generator_losses(networks, teacher, batch, made, weights, structure_learns=True, joint_statistics=True)[
+            "total"
+        ]
     assert total.requires_grad
     assert 1 < sum(storage.nbytes() for storage in kept.values()) / 2**30 <= LIMIT_KEPT

@@ -1,4 +1,5 @@
-"""The market1501 preset as it is: ResNet-50, 256 x 128, all losses, on a Market-layout folder of a few synthetic people."""
+"""The market1501 preset as it is: ResNet-50, 256 x 128, all losses, on a Market-layout folder of a few synthetic
+people."""
 
 import json
 from pathlib import Path
@@ -17,7 +18,8 @@ def test_market1501_preset_runs_for_real(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        # From random weights and two updates of BatchNorm's statistics, the paper's rates (meant for ImageNet weights) would make
+        # From random weights and two updates of BatchNorm's statistics, the paper's rates (meant for ImageNet weights)
+        # would make
         # features overflow: the rates of E_a are smaller here.
         train.main(
             f"--backbone-lr 1e-5 --head-lr 1e-4 --preset market1501 --data-root {root} --backbone-weights none --batch-size 2"

@@ -1,4 +1,5 @@
-"""Channels-last from the image to the structure code and on to the image: no activation of E_s and G bounces between layouts.
+"""Channels-last from the image to the structure code and on to the image: no activation of E_s and G bounces between
+layouts.
 
 Fake tensors on a CUDA device show what torch's CUDA operators answer with, without a GPU.
 """
@@ -16,7 +17,8 @@ from tests.tiny import MODEL
 
 
 class Formats(TorchDispatchMode):
-    """Notes operators that write an activation [N, C, H, W] whose channels are not innermost, and convolutions that read one.
+    """Notes operators that write an activation [N, C, H, W] whose channels are not innermost, and convolutions that
+    read one.
 
     Views write nothing; one channel alone is in both formats at once.
     """
@@ -64,7 +66,8 @@ def test_every_activation_is_channels_last(given):
 
 
 def test_every_gradient_is_channels_last(monkeypatch):
-    """Fake tensors of the CPU that claim to be the GPU's: they take its way through the networks, and autograd's engine runs."""
+    """Fake tensors of the CPU that claim to be the GPU's: they take its way through the networks, and autograd's engine
+    runs."""
     with FakeTensorMode():
         model = DGNet(type(MODEL)(backbone=MODEL.backbone), 7)
         channels_last(model)

@@ -109,7 +109,9 @@ def test_only_the_order_counts(seed):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_many_hits_of_one_identity(dtype):
     rng = np.random.default_rng(0)
-    distances = rng.integers(0, 50, (3, 700)).astype(dtype)  # more hits than are counted one by one, and ties among them
+    distances = rng.integers(0, 50, (3, 700)).astype(
+        dtype
+    )  # more hits than are counted one by one, and ties among them
     labels = np.ones(3, int), np.zeros(3, int), rng.choice([-1, 1, 1, 2], 700), rng.integers(0, 3, 700)
     first, precisions = naive(distances, *labels, "mean")
     scores = cmc_map(distances, *labels)

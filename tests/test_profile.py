@@ -61,7 +61,9 @@ def test_phases_are_the_whole_iteration(report):
     assert tuple(phases) == PHASES and report["phases_of"] == "host"
     assert sum(phase["ms"] for phase in phases.values()) == pytest.approx(report["ms_per_step"])
     assert sum(phase["share"] for phase in phases.values()) == pytest.approx(1)
-    assert all(phases[name]["ms"] > 0 for name in ("data", "E_a", "E_s", "G", "D", "teacher", "backward", "optimizer", "other"))
+    assert all(
+        phases[name]["ms"] > 0 for name in ("data", "E_a", "E_s", "G", "D", "teacher", "backward", "optimizer", "other")
+    )
     assert phases["communication"]["ms"] == phases["idle"]["ms"] == 0
     assert phases["backward"]["share"] > phases["optimizer"]["share"]
 
@@ -82,8 +84,8 @@ def test_operations_are_those_counted_by_hand():
 
     work = count(Iterations(SimpleNamespace(step=step), iter([None]), 0, torch.device("cpu"), lambda: None))
     once = 2 * (2 * 5 * 4 * 2) * (3 * 3 * 3)
-    # forward; its gradient at the image; that gradient's two derivatives (at its input and the weight); through the first: the
-    # convolution's own two derivatives
+    # forward; its gradient at the image; that gradient's two derivatives (at its input and the weight); through the
+    # first: the convolution's own two derivatives
     assert work.flops == 6 * once
     assert work.calls > 6
 
@@ -167,7 +169,15 @@ def test_search(fits, unit, limit, tried):
 def trace_file(folder: Path, events: list[tuple]) -> Path:
     """(category, name, start, length in microseconds, correlation, thread)"""
     listed = [
-        {"ph": "X", "cat": cat, "name": name, "ts": start, "dur": length, "tid": thread, "args": {"correlation": number}}
+        {
+            "ph": "X",
+            "cat": cat,
+            "name": name,
+            "ts": start,
+            "dur": length,
+            "tid": thread,
+            "args": {"correlation": number},
+        }
         for cat, name, start, length, number, thread in events
     ]
     file = folder / "trace.json"
@@ -288,7 +298,9 @@ def test_an_unknown_card_is_named_and_the_way_out(monkeypatch, report):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Nameless 1")
     workers = SimpleNamespace(device=torch.device("cuda"))
     peak, source = command._peak(command.Measurement(), PRESETS["quickstart"], workers, "bf16")
-    assert peak is None and source == "unknown: NVIDIA Nameless 1 in bf16 is not in the table of cards; pass --peak-tflops"
+    assert (
+        peak is None and source == "unknown: NVIDIA Nameless 1 in bf16 is not in the table of cards; pass --peak-tflops"
+    )
     assert source in command._table({**report, "peak_tflops": peak, "peak_source": source, "mfu": None})
 
 
@@ -311,7 +323,13 @@ def test_loaded_images_and_the_teacher(market, tmp_path):
     words = ["--data-root", str(market), "--dataset", "market1501", "--loader", "torchvision", "--loader-workers", "0"]
     loaded = measured(tmp_path, *words, "--stage", "teacher", "--teacher-batch-size", "8")
     assert loaded["batch"] == loaded["images_per_step"] == 8 and loaded["batches"] == "market1501"
-    assert {n for n, phase in loaded["phases"].items() if phase["ms"]} == {"data", "teacher", "backward", "optimizer", "other"}
+    assert {n for n, phase in loaded["phases"].items() if phase["ms"]} == {
+        "data",
+        "teacher",
+        "backward",
+        "optimizer",
+        "other",
+    }
     assert loaded["phases"]["data"]["share"] > 1e-3
 
 
@@ -339,7 +357,8 @@ def test_mistakes(words, line):
 def test_flags_of_training_and_no_others():
     measurement, config = command.parse(["--batch-size=6", "--sweep", "--precision", "bf16"])
     assert (
-        measurement.sweep and config == train.parse(["--batch-size", "6", "--precision", "bf16", "--loader", "torchvision"]).config
+        measurement.sweep
+        and config == train.parse(["--batch-size", "6", "--precision", "bf16", "--loader", "torchvision"]).config
     )
     with pytest.raises(SystemExit) as caught:
         command.parse(["--no-such-flag"])
@@ -350,7 +369,9 @@ def test_flags_of_training_and_no_others():
 def test_two_processes(tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "dgfast.profile"]
     file = tmp_path / "figures.json"
-    done = subprocess.run([sys.executable, *launch, *SMALL, "--json", str(file)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *launch, *SMALL, "--json", str(file)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("images/s") == 1
     figures = json.loads(file.read_text())

@@ -1,4 +1,5 @@
-"""Re-ranking: the reference's golden distances, a naive dense oracle, ties, instruction sets, devices' paths, and mistakes."""
+"""Re-ranking: the reference's golden distances, a naive dense oracle, ties, instruction sets, devices' paths, and
+mistakes."""
 
 import re
 import signal
@@ -59,7 +60,9 @@ def people(seed, queries, gallery, dims, spread=0.6):
     """Clustered unit features without ties."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((max(2, (queries + gallery) // 12), dims))
-    x = centres[rng.integers(0, len(centres), queries + gallery)] + spread * rng.standard_normal((queries + gallery, dims))
+    x = centres[rng.integers(0, len(centres), queries + gallery)] + spread * rng.standard_normal(
+        (queries + gallery, dims)
+    )
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     return x[:queries], x[queries:]
 
@@ -77,11 +80,15 @@ def small_tiles(monkeypatch):
 
 
 SETTINGS = [
-    (re.match(r"(zhong|squared)_k1=(\d+)_k2=(\d+)_lambda=(.+)", name), name) for name in golden() if name[:5] in ("zhong", "squar")
+    (re.match(r"(zhong|squared)_k1=(\d+)_k2=(\d+)_lambda=(.+)", name), name)
+    for name in golden()
+    if name[:5] in ("zhong", "squar")
 ]
 
 
-@pytest.mark.parametrize("setting", [(m[1], int(m[2]), int(m[3]), float(m[4]), name) for m, name in SETTINGS], ids=lambda s: s[-1])
+@pytest.mark.parametrize(
+    "setting", [(m[1], int(m[2]), int(m[3]), float(m[4]), name) for m, name in SETTINGS], ids=lambda s: s[-1]
+)
 def test_equals_golden(setting, small_tiles):
     variant, k1, k2, lambda_, name = setting
     data = golden()
@@ -211,7 +218,9 @@ def test_neighbours_from_elsewhere(given_, kind, small_tiles):
     x = np.concatenate([q, g]).astype(np.float64)
     d = np.square(x[:, None] - x[None]).sum(2)
     indices = np.argsort(d, axis=1, kind="stable")[:, :25]  # more than needed
-    indices = np.take_along_axis(indices, np.random.default_rng(0).permuted(np.tile(np.arange(25), (400, 1)), axis=1), 1)
+    indices = np.take_along_axis(
+        indices, np.random.default_rng(0).permuted(np.tile(np.arange(25), (400, 1)), axis=1), 1
+    )
     distances = np.take_along_axis(d, indices, 1) if given_ in ("everything", "no farthest") else None
     farthest = d.max(1) if given_ in ("everything", "no distances") else None
     if kind == "torch":
@@ -299,7 +308,12 @@ def test_result_goes_where_it_is_told(tmp_path):
     assert rerank(q, g, out=out) is out
     out.flush()
     assert (np.load(tmp_path / "d.npy") == expected).all()
-    for wrong in (np.empty((20, 151), np.float32), np.empty((20, 150)), torch.empty(20, 150), np.empty((150, 20), np.float32).T):
+    for wrong in (
+        np.empty((20, 151), np.float32),
+        np.empty((20, 150)),
+        torch.empty(20, 150),
+        np.empty((150, 20), np.float32).T,
+    ):
         with pytest.raises(UserError, match="out is a"):
             rerank(q, g, out=wrong)
 

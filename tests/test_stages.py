@@ -1,4 +1,5 @@
-"""One update of a stage: parts of a batch, clipped gradients, activations computed again, compiled networks, no hidden waiting."""
+"""One update of a stage: parts of a batch, clipped gradients, activations computed again, compiled networks, no hidden
+waiting."""
 
 import dataclasses
 
@@ -54,7 +55,8 @@ def assert_close(found, expected, tolerance):
 
 
 def test_parts_add_up_to_the_batch(tmp_path):
-    """Also that both halves of an iteration use one and the same made image; BatchNorm is frozen, since a part has its own."""
+    """Also that both halves of an iteration use one and the same made image; BatchNorm is frozen, since a part has its
+    own."""
     whole = gradients(stage(tmp_path, batch_norm="frozen"))
     parts = gradients(stage(tmp_path, batch_norm="frozen", accumulate=2))
     assert_close(parts, whole, 1e-4)
@@ -84,7 +86,8 @@ def test_clipped_gradients(tmp_path, kind):
 
 
 def test_a_skipped_optimiser_leaves_the_others_weights_finite(tmp_path):
-    """fp16: while the loss scale settles, one optimiser's gradients may not be finite; clipping must not spread that."""
+    """fp16: while the loss scale settles, one optimiser's gradients may not be finite; clipping must not spread
+    that."""
     a, b = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     precision = MixedPrecision("fp16", torch.device("cpu"), False)
     optimizers = [torch.optim.SGD(net.parameters(), 0.1) for net in (a, b)]
@@ -143,7 +146,13 @@ class NoWaiting(TorchDispatchMode):
     """Fails at operators that bring a value of the device to the host."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"), func
+        assert func.overloadpacket.__name__ not in (
+            "_local_scalar_dense",
+            "nonzero",
+            "is_nonzero",
+            "equal",
+            "masked_select",
+        ), func
         return func(*args, **(kwargs or {}))
 
 

@@ -101,7 +101,9 @@ def test_running_statistics_are_those_of_real_images(setting):
     networks, teacher, batch = setting
     networks.train()
     made = translate(networks, batch)
-    far = made._replace(a=made.a._replace(swapped=made.a.swapped + 1e4), b=made.b._replace(swapped=made.b.swapped + 1e4))
+    far = made._replace(
+        a=made.a._replace(swapped=made.a.swapped + 1e4), b=made.b._replace(swapped=made.b.swapped + 1e4)
+    )
     norm = networks.appearance.backbone[1]
     for translation in (made, far):
         norm.reset_running_stats()

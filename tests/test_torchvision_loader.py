@@ -49,7 +49,9 @@ def sampler_of(records, batch=4, **options):
 
 
 def loader_of(records, workers=0, **options):
-    return TorchvisionPairLoader(records, options.pop("sampler", None) or sampler_of(records), workers=workers, **options)
+    return TorchvisionPairLoader(
+        records, options.pop("sampler", None) or sampler_of(records), workers=workers, **options
+    )
 
 
 def assert_same(first, second):

@@ -1,4 +1,5 @@
-"""A run from its first iteration to its last: what it leaves, how it is stopped, killed and resumed, who refuses what."""
+"""A run from its first iteration to its last: what it leaves, how it is stopped, killed and resumed, who refuses
+what."""
 
 import dataclasses
 import json
@@ -110,7 +111,8 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 90) -> None:
 
 @pytest.mark.parametrize("stage", ["teacher", "dgnet"])
 def test_sigkill_then_resume_equals_an_uninterrupted_run(market, tmp_path, whole, stage):
-    """Killed at an arbitrary moment of each stage; the run is long enough to be hit, and then compared with a whole one."""
+    """Killed at an arbitrary moment of each stage; the run is long enough to be hit, and then compared with a whole
+    one."""
     longer = {"iterations": 14, "teacher_iterations": 30, "teacher_milestones": (20,), "milestones": (9,)}
     config = tiny.config(market, tmp_path, **longer)
     process = run_command(tiny.flags(config))
@@ -287,8 +289,8 @@ def test_two_processes_equal_one_of_the_same_global_batch(market, tmp_path):
     first = weights(tmp_path / "start" / "run")
     moved = [name for name in one if not torch.equal(one[name], first[name])]
     assert len(moved) > 50
-    # Offsets in front of an instance norm change no output, their gradient is rounding alone, and Adam makes +-lr of any gradient:
-    # those few values are free. All that has an effect must agree, and so must the outputs.
+    # Offsets in front of an instance norm change no output, their gradient is rounding alone, and Adam makes +-lr of
+    # any gradient: those few values are free. All that has an effect must agree, and so must the outputs.
     free = re.compile(r"structure\..*\.bias|decoder\.blocks\.\d\.(conv\d|bias\.4)\.bias")
     assert sum(one[name].numel() for name in one if free.fullmatch(name)) < 0.002 * sum(v.numel() for v in one.values())
     for name in one:

@@ -63,7 +63,8 @@ def flags(config: Config) -> list[str]:
 
 
 def market(root: Path, identities: int = 4, images: int = 3, size: tuple[int, int] = SIZE) -> Path:
-    """A folder in Market-1501's layout: stripes of the identity's two colours and noise; half the people are the test split."""
+    """A folder in Market-1501's layout: stripes of the identity's two colours and noise; half the people are the test
+    split."""
     rng = np.random.default_rng(0)
     for person in range(1, identities + 1):
         colours = rng.integers(0, 255, (2, 3))

@@ -1,4 +1,5 @@
-"""Run pytest with another build of the extension than the installed one: `pytest_with_extension.py FILE [pytest's arguments]`.
+"""Run pytest with another build of the extension than the installed one: `pytest_with_extension.py FILE [pytest's
+arguments]`.
 
 The sanitizers' presets use it (`cmake --workflow --preset asan`, CMakePresets.json).
 """

@@ -40,8 +40,8 @@ void average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t row
   }
 }
 
-void average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, const int64_t* offsets, int32_t* columns,
-                  float* values) {
+void average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, const int64_t* offsets,
+                  int32_t* columns, float* values) {
   const int64_t most = most_entries(weights, lists.n, k2);
 #pragma omp parallel
   {

@@ -87,8 +87,9 @@ void expand_count(Neighbours lists, const int32_t* back, Reach reach, int64_t ro
   }
 }
 
-void expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims, bool squared, int64_t row,
-                 int64_t rows, const int64_t* offsets, int32_t* columns, float* values, InstructionSet set) {
+void expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims, bool squared,
+                 int64_t row, int64_t rows, const int64_t* offsets, int32_t* columns, float* values,
+                 InstructionSet set) {
   const Kernels& kernel = kernels(set);
 #pragma omp parallel
   {

@@ -14,27 +14,32 @@ namespace {
 constexpr int64_t few = 128;
 
 template <typename T>
-void count_before(const Kernels& kernel, const std::vector<T>& row, const int32_t* hits, int64_t count, int64_t* ranks) {
+void count_before(const Kernels& kernel, const std::vector<T>& row, const int32_t* hits, int64_t count,
+                  int64_t* ranks) {
   const int64_t columns = static_cast<int64_t>(row.size());
   for (int64_t h = 0; h < count; ++h) {
     const int64_t at = hits[h];
     // Of equal values, those of lower columns stand before.
     if constexpr (std::is_same_v<T, float>)
-      ranks[h] = kernel.count_up_to(row.data(), at, row[at]) + kernel.count_below(row.data() + at, columns - at, row[at]);
+      ranks[h] =
+          kernel.count_up_to(row.data(), at, row[at]) + kernel.count_below(row.data() + at, columns - at, row[at]);
     else
-      ranks[h] = kernel.count_up_to_double(row.data(), at, row[at]) + kernel.count_below_double(row.data() + at, columns - at, row[at]);
+      ranks[h] = kernel.count_up_to_double(row.data(), at, row[at]) +
+                 kernel.count_below_double(row.data() + at, columns - at, row[at]);
   }
 }
 
 template <typename T>
-void sort_all(const std::vector<T>& row, const int32_t* hits, int64_t count, int64_t* ranks, std::vector<int32_t>& order,
-              std::vector<int32_t>& rank_of) {
+void sort_all(const std::vector<T>& row, const int32_t* hits, int64_t count, int64_t* ranks,
+              std::vector<int32_t>& order, std::vector<int32_t>& rank_of) {
   order.clear();
   for (int64_t j = 0; j < static_cast<int64_t>(row.size()); ++j)
     if (row[j] == row[j]) order.push_back(static_cast<int32_t>(j));
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return row[a] < row[b] || (row[a] == row[b] && a < b); });
+  std::sort(order.begin(), order.end(),
+            [&](int32_t a, int32_t b) { return row[a] < row[b] || (row[a] == row[b] && a < b); });
   rank_of.resize(row.size());
-  for (int64_t place = 0; place < static_cast<int64_t>(order.size()); ++place) rank_of[order[place]] = static_cast<int32_t>(place);
+  for (int64_t place = 0; place < static_cast<int64_t>(order.size()); ++place)
+    rank_of[order[place]] = static_cast<int32_t>(place);
   for (int64_t h = 0; h < count; ++h) ranks[h] = rank_of[hits[h]];
 }
 
@@ -63,7 +68,8 @@ int64_t hit_ranks(const T* values, int64_t rows, int64_t columns, RowLists hits,
       }
       constexpr T nan = std::numeric_limits<T>::quiet_NaN();
       for (int64_t j = 0; j < junk_count; ++j) row[junk[j]] = nan;
-      for (int64_t entry = ignored.offsets[r]; entry < ignored.offsets[r + 1]; ++entry) row[ignored.columns[entry]] = nan;
+      for (int64_t entry = ignored.offsets[r]; entry < ignored.offsets[r + 1]; ++entry)
+        row[ignored.columns[entry]] = nan;
       const int64_t first = hits.offsets[r], count = hits.offsets[r + 1] - first;
       if (count <= few)
         count_before(kernel, row, hits.columns + first, count, ranks + first);
@@ -74,7 +80,9 @@ int64_t hit_ranks(const T* values, int64_t rows, int64_t columns, RowLists hits,
   return bad == rows ? -1 : bad;
 }
 
-template int64_t hit_ranks(const float*, int64_t, int64_t, RowLists, RowLists, const int32_t*, int64_t, int64_t*, InstructionSet);
-template int64_t hit_ranks(const double*, int64_t, int64_t, RowLists, RowLists, const int32_t*, int64_t, int64_t*, InstructionSet);
+template int64_t hit_ranks(const float*, int64_t, int64_t, RowLists, RowLists, const int32_t*, int64_t, int64_t*,
+                           InstructionSet);
+template int64_t hit_ranks(const double*, int64_t, int64_t, RowLists, RowLists, const int32_t*, int64_t, int64_t*,
+                           InstructionSet);
 
 }  // namespace dgfast::cpu

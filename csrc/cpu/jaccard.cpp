@@ -9,10 +9,12 @@ namespace dgfast::cpu {
 
 void invert_count(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t* counts) {
   std::fill_n(counts, n, int64_t{0});
-  for (int64_t entry = weights.offsets[row]; entry < weights.offsets[row + rows]; ++entry) ++counts[weights.columns[entry]];
+  for (int64_t entry = weights.offsets[row]; entry < weights.offsets[row + rows]; ++entry)
+    ++counts[weights.columns[entry]];
 }
 
-void invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, const int64_t* offsets, int32_t* rows_of, float* values) {
+void invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, const int64_t* offsets, int32_t* rows_of,
+                 float* values) {
   std::vector<int64_t> next(offsets, offsets + n);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t entry = weights.offsets[row + r]; entry < weights.offsets[row + r + 1]; ++entry) {
@@ -23,8 +25,8 @@ void invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, const
   }
 }
 
-void jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery, float lambda,
-             bool squared, float* block) {
+void jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery,
+             float lambda, bool squared, float* block) {
 #pragma omp parallel
   {
     std::vector<float> shared(gallery, 0.0f);

@@ -20,12 +20,13 @@ struct Kernels {
   void (*distances)(float* values, int64_t count, float own_norm, const float* norms);
 
   // The same, and enters them into the one list given.
-  void (*distances_and_select)(float* values, int64_t count, int32_t id, float own_norm, const float* norms, ListRows list);
+  void (*distances_and_select)(float* values, int64_t count, int32_t id, float own_norm, const float* norms,
+                               ListRows list);
 
-  // Enters d2 [rows, columns], of the images id, id + 1, ... with `columns` others, into the others' lists. Of row r only the
-  // columns from skip + r on count (skip may be negative). bounds [columns]: scratch.
-  void (*select_columns)(const float* values, int64_t stride, int64_t rows, int64_t columns, int64_t skip, int32_t id, ListRows lists,
-                         float* bounds);
+  // Enters d2 [rows, columns], of the images id, id + 1, ... with `columns` others, into the others' lists. Of row r
+  // only the columns from skip + r on count (skip may be negative). bounds [columns]: scratch.
+  void (*select_columns)(const float* values, int64_t stride, int64_t rows, int64_t columns, int64_t skip, int32_t id,
+                         ListRows lists, float* bounds);
 
   // The k smallest of a row.
   void (*smallest)(const float* values, int64_t count, ListRows list);

@@ -1,6 +1,6 @@
-// The loops of kernels.hpp, for one instruction set: the file that includes this defines `Lanes` (a vector of floats) first and
-// names the table DGFAST_KERNELS. No standard header here or there: an inline function of one, compiled for a newer processor,
-// could be the copy that the linker keeps for the whole library.
+// The loops of kernels.hpp, for one instruction set: the file that includes this defines `Lanes` (a vector of floats)
+// first and names the table DGFAST_KERNELS. No standard header here or there: an inline function of one, compiled for a
+// newer processor, could be the copy that the linker keeps for the whole library.
 //
 // Lanes has: width; Vector; load, store, set, add, subtract, multiply, larger; up_to(a, b), a bit mask of a <= b;
 // zero_up_to(x, bound), x with 0 where x <= bound.
@@ -75,8 +75,8 @@ void distances_and_select(float* values, int64_t count, int32_t id, float own_no
   *list.farthest = farthest;
 }
 
-void select_columns(const float* values, int64_t stride, int64_t rows, int64_t columns, int64_t skip, int32_t id, ListRows lists,
-                    float* bounds) {
+void select_columns(const float* values, int64_t stride, int64_t rows, int64_t columns, int64_t skip, int32_t id,
+                    ListRows lists, float* bounds) {
   const int64_t k = lists.k;
   for (int64_t j = 0; j < columns; ++j) bounds[j] = lists.distances[j * k + k - 1];
   for (int64_t r = 0; r < rows && skip + r < columns; ++r) {
@@ -120,7 +120,8 @@ float squared_difference(const float* a, const float* b, int64_t count) {
   int64_t i = 0;
   for (; i + partial <= count; i += partial) {
     for (int64_t v = 0; v < vectors; ++v) {
-      const Vector difference = Lanes::subtract(Lanes::load(a + i + v * Lanes::width), Lanes::load(b + i + v * Lanes::width));
+      const Vector difference =
+          Lanes::subtract(Lanes::load(a + i + v * Lanes::width), Lanes::load(b + i + v * Lanes::width));
       sums[v] = Lanes::add(sums[v], Lanes::multiply(difference, difference));
     }
   }
@@ -149,8 +150,8 @@ int64_t count_up_to(const T* values, int64_t count, T bound) {
 }  // namespace
 
 extern const Kernels DGFAST_KERNELS;
-const Kernels DGFAST_KERNELS = {distances,           distances_and_select, select_columns,     smallest,
-                                squared_difference,  count_below<float>,   count_up_to<float>, count_below<double>,
-                                count_up_to<double>};
+const Kernels DGFAST_KERNELS = {distances,          distances_and_select, select_columns,
+                                smallest,           squared_difference,   count_below<float>,
+                                count_up_to<float>, count_below<double>,  count_up_to<double>};
 
 }  // namespace dgfast::cpu

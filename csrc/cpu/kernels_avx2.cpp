@@ -16,7 +16,9 @@ struct Lanes {
   static Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
   static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
   static Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
-  static uint32_t up_to(Vector a, Vector b) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ))); }
+  static uint32_t up_to(Vector a, Vector b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)));
+  }
   static Vector zero_up_to(Vector x, Vector bound) { return _mm256_andnot_ps(_mm256_cmp_ps(x, bound, _CMP_LE_OQ), x); }
 };
 

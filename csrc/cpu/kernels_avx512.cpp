@@ -17,7 +17,9 @@ struct Lanes {
   static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
   static Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
   static uint32_t up_to(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
-  static Vector zero_up_to(Vector x, Vector bound) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLE_UQ), x); }
+  static Vector zero_up_to(Vector x, Vector bound) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLE_UQ), x);
+  }
 };
 
 }  // namespace

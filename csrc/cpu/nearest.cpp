@@ -42,8 +42,8 @@ void nearest_block(Block block, const float* norms, Lists lists, bool symmetric,
     const int64_t begin = symmetric ? std::max<int64_t>(0, image - block.column) : 0;
     if (begin >= block.columns) continue;
     const int64_t other = block.column + begin;
-    kernel.distances_and_select(row + begin, block.columns - begin, static_cast<int32_t>(other), norms[image], norms + other,
-                                list_rows(lists, image));
+    kernel.distances_and_select(row + begin, block.columns - begin, static_cast<int32_t>(other), norms[image],
+                                norms + other, list_rows(lists, image));
   }
   if (!symmetric) return;
 #pragma omp parallel
@@ -73,7 +73,8 @@ void smallest(const float* values, int64_t rows, int64_t columns, Lists lists, I
   empty(lists, rows);
 #pragma omp parallel for schedule(dynamic, 8)
   for (int64_t r = 0; r < rows; ++r)
-    kernel.smallest(values + r * columns, columns, {lists.distances + r * lists.k, lists.indices + r * lists.k, nullptr, lists.k});
+    kernel.smallest(values + r * columns, columns,
+                    {lists.distances + r * lists.k, lists.indices + r * lists.k, nullptr, lists.k});
 }
 
 }  // namespace dgfast::cpu

@@ -26,9 +26,12 @@ InstructionSet instruction_set() {
 
 const char* name(InstructionSet set) {
   switch (set) {
-    case InstructionSet::avx512: return "avx512";
-    case InstructionSet::avx2: return "avx2";
-    case InstructionSet::scalar: break;
+    case InstructionSet::avx512:
+      return "avx512";
+    case InstructionSet::avx2:
+      return "avx2";
+    case InstructionSet::scalar:
+      break;
   }
   return "scalar";
 }

@@ -1,4 +1,5 @@
-// A map from image ids to small values, for the sets around one image: open addressing, emptied in the time of what it holds.
+// A map from image ids to small values, for the sets around one image: open addressing, emptied in the time of what it
+// holds.
 #pragma once
 
 #include <bit>
@@ -11,7 +12,8 @@ template <typename Value>
 class SmallMap {
  public:
   // For at most `most` ids at a time.
-  explicit SmallMap(int64_t most) : slots_(std::bit_ceil(static_cast<uint64_t>(2 * most + 2))), shift_(64 - std::countr_zero(slots_.size())) {
+  explicit SmallMap(int64_t most)
+      : slots_(std::bit_ceil(static_cast<uint64_t>(2 * most + 2))), shift_(64 - std::countr_zero(slots_.size())) {
     for (Slot& slot : slots_) slot.id = none;
   }
 

@@ -1,5 +1,5 @@
-// average: the k2 expansion, means of sparse rows. The rows that come in are ascending by column, as expand_fill writes them; those
-// that go out have their columns by first occurrence among the neighbours' rows.
+// average: the k2 expansion, means of sparse rows. The rows that come in are ascending by column, as expand_fill writes
+// them; those that go out have their columns by first occurrence among the neighbours' rows.
 #include "../rerank.hpp"
 #include "warp.cuh"
 
@@ -13,11 +13,12 @@ __device__ int64_t find(const SparseRows& weights, int64_t row, int32_t column) 
   return place < size && weights.columns[begin + place] == column ? begin + place : -1;
 }
 
-// A warp to an image, a lane to an entry of its neighbours' rows: a column belongs to the first row that holds it, and its sum is
-// taken from there on, neighbour by neighbour. Writes how many columns there are to counts where offsets is null, else them.
+// A warp to an image, a lane to an entry of its neighbours' rows: a column belongs to the first row that holds it, and
+// its sum is taken from there on, neighbour by neighbour. Writes how many columns there are to counts where offsets is
+// null, else them.
 __global__ void __launch_bounds__(most_warps* warp_size)
-    average_rows(Warps warps, Neighbours lists, int64_t k2, SparseRows weights, int64_t row, const int64_t* __restrict__ offsets,
-                 int64_t* counts, int32_t* columns, float* values) {
+    average_rows(Warps warps, Neighbours lists, int64_t k2, SparseRows weights, int64_t row,
+                 const int64_t* __restrict__ offsets, int64_t* counts, int32_t* columns, float* values) {
   const int64_t r = warp_number();
   if (r >= warps.count) return;
   const int lane = lane_number();
@@ -52,13 +53,13 @@ __global__ void __launch_bounds__(most_warps* warp_size)
 // Columns are looked up in the rows themselves: no room is needed for sums.
 int64_t average_workspace(int64_t, int64_t, int64_t) { return 0; }
 
-int average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t, int64_t row, int64_t rows, int64_t* counts, void*,
-                  void* stream) {
+int average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t, int64_t row, int64_t rows, int64_t* counts,
+                  void*, void* stream) {
   return launch_warps(average_rows, Warps{rows, 0}, stream, lists, k2, weights, row, nullptr, counts, nullptr, nullptr);
 }
 
-int average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t, int64_t row, int64_t rows, const int64_t* offsets,
-                 int32_t* columns, float* values, void*, void* stream) {
+int average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t, int64_t row, int64_t rows,
+                 const int64_t* offsets, int32_t* columns, float* values, void*, void* stream) {
   return launch_warps(average_rows, Warps{rows, 0}, stream, lists, k2, weights, row, offsets, nullptr, columns, values);
 }
 

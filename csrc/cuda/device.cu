@@ -1,7 +1,7 @@
 // What the CUDA runtime sees: devices, and the text of its errors.
-#include "../rerank.hpp"
-
 #include <cuda_runtime.h>
+
+#include "../rerank.hpp"
 
 namespace dgfast {
 

@@ -5,12 +5,16 @@
 namespace dgfast::cuda {
 namespace {
 
-constexpr int64_t most_shared_members = 4096;  // of an expanded set, duplicates included; larger ones are built in the workspace
+constexpr int64_t most_shared_members =
+    4096;  // of an expanded set, duplicates included; larger ones are built in the workspace
 constexpr int64_t workspace_bytes = 256 << 20;  // for that, unless least_warps need more
 constexpr int64_t least_warps = 16, most_workspace_warps = 1024;
 
-// Room for an expanded set, a power of two: R(i, near), the less than a third of each R(c, half) that is new, and the one on trial.
-int64_t capacity_of(Reach reach) { return next_power_of_two(reach.near + reach.near * ((reach.half - 1) / 3) + reach.half); }
+// Room for an expanded set, a power of two: R(i, near), the less than a third of each R(c, half) that is new, and the
+// one on trial.
+int64_t capacity_of(Reach reach) {
+  return next_power_of_two(reach.near + reach.near * ((reach.half - 1) / 3) + reach.half);
+}
 
 // Warps that build sets in the workspace.
 int64_t workspace_warps(int64_t capacity, int64_t rows) {
@@ -21,7 +25,8 @@ int64_t workspace_warps(int64_t capacity, int64_t rows) {
 
 // The warp hands its lanes R(i, m), up to 32 members at a time: take(valid, member).
 template <class Take>
-__device__ void for_reciprocal(const Neighbours& lists, const int32_t* back, int64_t near, int64_t i, int64_t m, int lane, Take take) {
+__device__ void for_reciprocal(const Neighbours& lists, const int32_t* back, int64_t near, int64_t i, int64_t m,
+                               int lane, Take take) {
 #pragma unroll 1
   for (int64_t from = 0; from < m; from += warp_size) {
     const int64_t a = from + lane;
@@ -36,11 +41,12 @@ __device__ void sort_members(int32_t* members, int count, int lane) {
   sort(members, size, lane);
 }
 
-// A warp to an image, or to every warps.count-th one where sets are built in `memory`, [warps, capacity]. Writes the set's size
-// to counts where offsets is null, else the set, ascending, to columns.
+// A warp to an image, or to every warps.count-th one where sets are built in `memory`, [warps, capacity]. Writes the
+// set's size to counts where offsets is null, else the set, ascending, to columns.
 __global__ void __launch_bounds__(most_warps* warp_size)
     expand_sets(Warps warps, Neighbours lists, const int32_t* __restrict__ back, Reach reach, int64_t row, int64_t rows,
-                int32_t* memory, int64_t capacity, const int64_t* __restrict__ offsets, int64_t* counts, int32_t* columns) {
+                int32_t* memory, int64_t capacity, const int64_t* __restrict__ offsets, int64_t* counts,
+                int32_t* columns) {
   if (warp_number() >= warps.count) return;
   const int lane = lane_number();
   int32_t* members = memory ? memory + warp_number() * capacity : static_cast<int32_t*>(warp_shared(warps));
@@ -132,11 +138,12 @@ __global__ void __launch_bounds__(most_warps* warp_size)
   for (int64_t p = begin + lane; p < end; p += warp_size) values[p] /= sum;  // each lane its own
 }
 
-cudaError_t expand(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows, const int64_t* offsets,
-                   int64_t* counts, int32_t* columns, void* workspace, void* stream) {
+cudaError_t expand(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows,
+                   const int64_t* offsets, int64_t* counts, int32_t* columns, void* workspace, void* stream) {
   const int64_t capacity = capacity_of(reach);
   const bool in_shared = capacity <= most_shared_members;
-  const Warps warps = in_shared ? Warps{rows, capacity * int64_t(sizeof(int32_t))} : Warps{workspace_warps(capacity, rows), 0};
+  const Warps warps =
+      in_shared ? Warps{rows, capacity * int64_t(sizeof(int32_t))} : Warps{workspace_warps(capacity, rows), 0};
   return launch_warps(expand_sets, warps, stream, lists, back, reach, row, rows,
                       in_shared ? nullptr : static_cast<int32_t*>(workspace), capacity, offsets, counts, columns);
 }
@@ -148,13 +155,14 @@ int64_t expand_workspace(Neighbours, Reach reach, int64_t rows) {
   return capacity <= most_shared_members ? 0 : workspace_warps(capacity, rows) * capacity * int64_t(sizeof(int32_t));
 }
 
-int expand_count(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows, int64_t* counts, void* workspace,
-                 void* stream) {
+int expand_count(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows, int64_t* counts,
+                 void* workspace, void* stream) {
   return expand(lists, back, reach, row, rows, nullptr, counts, nullptr, workspace, stream);
 }
 
-int expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims, bool squared, int64_t row,
-                int64_t rows, const int64_t* offsets, int32_t* columns, float* values, void* workspace, void* stream) {
+int expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims, bool squared,
+                int64_t row, int64_t rows, const int64_t* offsets, int32_t* columns, float* values, void* workspace,
+                void* stream) {
   const cudaError_t sets = expand(lists, back, reach, row, rows, offsets, nullptr, columns, workspace, stream);
   if (sets != cudaSuccess) return sets;
   return launch_warps(weigh, Warps{rows, 0}, stream, lists, features, dims, squared, row, offsets, columns, values);

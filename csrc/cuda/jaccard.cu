@@ -1,13 +1,14 @@
-// invert: the gallery's weights by column; jaccard: each query against the gallery along these lists, and the final distance.
+// invert: the gallery's weights by column; jaccard: each query against the gallery along these lists, and the final
+// distance.
 #include "../rerank.hpp"
 #include "warp.cuh"
 
 namespace dgfast::cuda {
 namespace {
 
-constexpr int64_t most_parts = 64;       // of the rows to invert, each filled in by one warp
-constexpr int64_t rows_of_part = 64;     // at least
-constexpr int64_t most_sums = 1024;      // queries at work at a time
+constexpr int64_t most_parts = 64;    // of the rows to invert, each filled in by one warp
+constexpr int64_t rows_of_part = 64;  // at least
+constexpr int64_t most_sums = 1024;   // queries at work at a time
 constexpr int64_t least_sums = 64;
 constexpr int64_t sums_bytes = 256 << 20;  // for them, unless least_sums need more
 constexpr int threads = 256;
@@ -27,13 +28,14 @@ __global__ void __launch_bounds__(most_warps* warp_size)
   }
 }
 
-// The lists have to come out ascending by row, whichever warp is faster. So the rows are cut into `warps.count` parts of
-// neighbouring rows, and places [parts, n] says where in each column's list the part's first row goes.
+// The lists have to come out ascending by row, whichever warp is faster. So the rows are cut into `warps.count` parts
+// of neighbouring rows, and places [parts, n] says where in each column's list the part's first row goes.
 __global__ void __launch_bounds__(most_warps* warp_size)
     count_parts(Warps warps, SparseRows weights, int64_t row, int64_t rows, int64_t n, int* places) {
   const int64_t part = warp_number();
   if (part >= warps.count) return;
-  const int64_t begin = weights.offsets[row + rows * part / warps.count], end = weights.offsets[row + rows * (part + 1) / warps.count];
+  const int64_t begin = weights.offsets[row + rows * part / warps.count],
+                end = weights.offsets[row + rows * (part + 1) / warps.count];
   for (int64_t p = begin + lane_number(); p < end; p += warp_size) atomicAdd(places + part * n + weights.columns[p], 1);
 }
 
@@ -72,11 +74,11 @@ struct List {
   float weight;
 };
 
-// A block to a query, or to every gridDim.x-th one; sums [gridDim.x, gallery]. A column's list holds each gallery image once, so no
-// two threads meet, and columns follow one another: every sum is taken in the order of the query's row.
+// A block to a query, or to every gridDim.x-th one; sums [gridDim.x, gallery]. A column's list holds each gallery image
+// once, so no two threads meet, and columns follow one another: every sum is taken in the order of the query's row.
 __global__ void __launch_bounds__(threads)
-    combine(SparseRows weights, SparseRows inverted, const float* __restrict__ farthest, int64_t row, int64_t rows, int64_t gallery,
-            float lambda, bool squared, float* __restrict__ block, float* sums) {
+    combine(SparseRows weights, SparseRows inverted, const float* __restrict__ farthest, int64_t row, int64_t rows,
+            int64_t gallery, float lambda, bool squared, float* __restrict__ block, float* sums) {
   List* lists = reinterpret_cast<List*>(dynamic_shared);  // [threads]
   float* sum = sums + blockIdx.x * gallery;
   for (int64_t g = threadIdx.x; g < gallery; g += threads) sum[g] = 0;
@@ -120,30 +122,36 @@ int64_t sums_at_a_time(int64_t rows, int64_t gallery) {
 }  // namespace
 
 int invert_count(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t* counts, void* stream) {
-  const cudaError_t cleared = reported(cudaMemsetAsync(counts, 0, n * sizeof(int64_t), static_cast<cudaStream_t>(stream)));
+  const cudaError_t cleared =
+      reported(cudaMemsetAsync(counts, 0, n * sizeof(int64_t), static_cast<cudaStream_t>(stream)));
   if (cleared != cudaSuccess) return cleared;
-  return launch_warps(count_columns, Warps{rows, 0}, stream, weights, row, reinterpret_cast<unsigned long long*>(counts));
+  return launch_warps(count_columns, Warps{rows, 0}, stream, weights, row,
+                      reinterpret_cast<unsigned long long*>(counts));
 }
 
 int64_t invert_fill_workspace(int64_t n, int64_t) { return parts_of(n) * n * int64_t(sizeof(int)); }
 
-int invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t, const int64_t* offsets, int32_t* rows_of, float* values,
-                void* workspace, void* stream) {
+int invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t, const int64_t* offsets,
+                int32_t* rows_of, float* values, void* workspace, void* stream) {
   const int64_t parts = parts_of(rows);
   int* places = static_cast<int*>(workspace);
   cudaError_t code = reported(cudaMemsetAsync(places, 0, parts * n * sizeof(int), static_cast<cudaStream_t>(stream)));
   if (code == cudaSuccess) code = launch_warps(count_parts, Warps{parts, 0}, stream, weights, row, rows, n, places);
-  if (code == cudaSuccess) code = launch(add_up_parts, (n + threads - 1) / threads, threads, 0, stream, parts, n, places);
-  if (code == cudaSuccess) code = launch_warps(fill_parts, Warps{parts, 0}, stream, weights, row, rows, n, places, offsets, rows_of, values);
+  if (code == cudaSuccess)
+    code = launch(add_up_parts, (n + threads - 1) / threads, threads, 0, stream, parts, n, places);
+  if (code == cudaSuccess)
+    code = launch_warps(fill_parts, Warps{parts, 0}, stream, weights, row, rows, n, places, offsets, rows_of, values);
   return code;
 }
 
-int64_t jaccard_workspace(int64_t rows, int64_t gallery) { return sums_at_a_time(rows, gallery) * gallery * int64_t(sizeof(float)); }
+int64_t jaccard_workspace(int64_t rows, int64_t gallery) {
+  return sums_at_a_time(rows, gallery) * gallery * int64_t(sizeof(float));
+}
 
-int jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery, float lambda,
-            bool squared, float* block, void* workspace, void* stream) {
-  return launch(combine, sums_at_a_time(rows, gallery), threads, threads * int64_t(sizeof(List)), stream, weights, inverted, farthest,
-                row, rows, gallery, lambda, squared, block, static_cast<float*>(workspace));
+int jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery,
+            float lambda, bool squared, float* block, void* workspace, void* stream) {
+  return launch(combine, sums_at_a_time(rows, gallery), threads, threads * int64_t(sizeof(List)), stream, weights,
+                inverted, farthest, row, rows, gallery, lambda, squared, block, static_cast<float*>(workspace));
 }
 
 }  // namespace dgfast::cuda

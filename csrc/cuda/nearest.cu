@@ -1,18 +1,18 @@
 // nearest: a block of inner products becomes squared distances in place and enters the lists of its rows and, where the
-// matrix is symmetric, of its columns. Both directions keep what beats the list's last entry in a small buffer (few do, once
-// a list has filled) and merge the sorted buffer into the list. A list is the k smallest keys (d2, id) of what it was shown,
-// so neither the order of the blocks nor that of the threads shows in it.
+// matrix is symmetric, of its columns. Both directions keep what beats the list's last entry in a small buffer (few do,
+// once a list has filled) and merge the sorted buffer into the list. A list is the k smallest keys (d2, id) of what it
+// was shown, so neither the order of the blocks nor that of the threads shows in it.
 #include "../rerank.hpp"
 #include "warp.cuh"
 
 namespace dgfast::cuda {
 namespace {
 
-constexpr int longest = 4096;          // list: it is merged in shared memory
-constexpr int row_step = 8;            // values of a row that a lane holds at a time: loads in flight
-constexpr int row_buffer = 512;        // keys
-constexpr int column_step = 8;         // rows between two looks at the buffers
-constexpr int column_buffer = 16;      // keys of one column that one warp holds back
+constexpr int longest = 4096;      // list: it is merged in shared memory
+constexpr int row_step = 8;        // values of a row that a lane holds at a time: loads in flight
+constexpr int row_buffer = 512;    // keys
+constexpr int column_step = 8;     // rows between two looks at the buffers
+constexpr int column_buffer = 16;  // keys of one column that one warp holds back
 constexpr int column_pitch = warp_size + 1;
 constexpr int most_column_warps = 8;
 
@@ -21,7 +21,9 @@ using Key = uint64_t;
 constexpr Key empty = Key(0x7f800000) << 32 | INT32_MAX;  // (infinity, INT32_MAX)
 constexpr Key beyond = ~Key(0);                           // fills a buffer up for sorting
 
-__device__ Key key_of(float distance, int32_t id) { return Key(__float_as_uint(distance)) << 32 | static_cast<uint32_t>(id); }
+__device__ Key key_of(float distance, int32_t id) {
+  return Key(__float_as_uint(distance)) << 32 | static_cast<uint32_t>(id);
+}
 __device__ float distance_of(Key key) { return __uint_as_float(static_cast<unsigned>(key >> 32)); }
 __device__ int32_t id_of(Key key) { return static_cast<int32_t>(key & 0xffffffffu); }
 
@@ -122,7 +124,8 @@ __global__ void __launch_bounds__(most_warps* warp_size)
     distances[i] = distance_of(list[i]);
     indices[i] = id_of(list[i]);
   }
-  for (int flip = warp_size / 2; flip > 0; flip /= 2) farthest = fmaxf(farthest, __shfl_xor_sync(all_lanes, farthest, flip));
+  for (int flip = warp_size / 2; flip > 0; flip /= 2)
+    farthest = fmaxf(farthest, __shfl_xor_sync(all_lanes, farthest, flip));
   if (lane == 0) lists.farthest[place] = fmaxf(lists.farthest[place], farthest);
 }
 
@@ -136,21 +139,26 @@ struct ColumnSpace {
   }
 };
 
-// A block to 32 columns of a symmetric block, reading squared distances above the diagonal: each warp takes every so many
-// rows, each lane a column, so that the loads are whole lines; buffers are emptied when any is nearly full.
+// A block to 32 columns of a symmetric block, reading squared distances above the diagonal: each warp takes every so
+// many rows, each lane a column, so that the loads are whole lines; buffers are emptied when any is nearly full.
 __global__ void __launch_bounds__(most_column_warps* warp_size) enter_columns(Block block, Lists lists) {
-  const int warps = static_cast<int>(blockDim.x / warp_size), warp = static_cast<int>(threadIdx.x / warp_size), lane = lane_number();
+  const int warps = static_cast<int>(blockDim.x / warp_size), warp = static_cast<int>(threadIdx.x / warp_size),
+            lane = lane_number();
   const int k = static_cast<int>(lists.k);
   const ColumnSpace space{k, warps};
-  Key* buffers = reinterpret_cast<Key*>(dynamic_shared);  // [warps, column_buffer, column_pitch]: a lane's column by column_pitch
-  Key* fresh = buffers + warps * column_buffer * column_pitch + warp * space.keys_of_warp();  // one column's, of all warps
+  Key* buffers =
+      reinterpret_cast<Key*>(dynamic_shared);  // [warps, column_buffer, column_pitch]: a lane's column by column_pitch
+  Key* fresh =
+      buffers + warps * column_buffer * column_pitch + warp * space.keys_of_warp();  // one column's, of all warps
   Key* list = fresh + warps * column_buffer;
   Key* thresholds = buffers + warps * column_buffer * column_pitch + warps * space.keys_of_warp();  // [32]
-  int* counts = reinterpret_cast<int*>(thresholds + warp_size);                                      // [warps, 32]
-  float* maxima = reinterpret_cast<float*>(counts + warps * warp_size);                              // [warps, 32]
+  int* counts = reinterpret_cast<int*>(thresholds + warp_size);                                     // [warps, 32]
+  float* maxima = reinterpret_cast<float*>(counts + warps * warp_size);                             // [warps, 32]
 
   const int64_t first = int64_t(blockIdx.x) * warp_size, c = first + lane;
-  const auto rows_above = [&](int64_t column) { return min(max(block.column + column - block.row, int64_t(0)), block.rows); };
+  const auto rows_above = [&](int64_t column) {
+    return min(max(block.column + column - block.row, int64_t(0)), block.rows);
+  };
   const int64_t most_rows = rows_above(min(first + warp_size, block.columns) - 1);
   if (most_rows == 0) return;
   const int64_t rows = c < block.columns ? rows_above(c) : 0;
@@ -238,7 +246,9 @@ __global__ void __launch_bounds__(most_warps* warp_size)
 
 int64_t longest_list() { return longest; }
 
-int nearest_start(Lists lists, int64_t rows, void* stream) { return launch_warps(start_lists, Warps{rows, 0}, stream, lists); }
+int nearest_start(Lists lists, int64_t rows, void* stream) {
+  return launch_warps(start_lists, Warps{rows, 0}, stream, lists);
+}
 
 // Everything is merged within shared memory.
 int64_t nearest_block_workspace(Block, Lists, bool) { return 0; }
@@ -247,12 +257,13 @@ int nearest_block(Block block, const float* norms, Lists lists, bool symmetric, 
   if (block.rows == 0 || block.columns == 0) return cudaSuccess;
   if (lists.k > longest) return cudaErrorInvalidValue;
   const int64_t row_bytes = (2 * lists.k + row_buffer) * int64_t(sizeof(Key));
-  const cudaError_t rows = launch_warps(enter_rows, Warps{block.rows, row_bytes}, stream, block, norms, lists, symmetric);
+  const cudaError_t rows =
+      launch_warps(enter_rows, Warps{block.rows, row_bytes}, stream, block, norms, lists, symmetric);
   if (rows != cudaSuccess || !symmetric) return rows;
   ColumnSpace space{lists.k, most_column_warps};
   while (space.warps > 1 && space.bytes() > plain_shared_bytes) space.warps /= 2;
-  return launch(enter_columns, (block.columns + warp_size - 1) / warp_size, static_cast<int>(space.warps) * warp_size, space.bytes(),
-                stream, block, lists);
+  return launch(enter_columns, (block.columns + warp_size - 1) / warp_size, static_cast<int>(space.warps) * warp_size,
+                space.bytes(), stream, block, lists);
 }
 
 int distances_block(Block block, const float* norms, void* stream) {

@@ -10,7 +10,8 @@ namespace dgfast::cuda {
 constexpr int warp_size = 32;
 constexpr unsigned all_lanes = ~0u;
 
-// What one block may use of shared memory, so that it runs on every GPU the code is built for: consumer cards have 99 KiB.
+// What one block may use of shared memory, so that it runs on every GPU the code is built for: consumer cards have 99
+// KiB.
 constexpr int64_t most_shared_bytes = 96 << 10;
 constexpr int64_t plain_shared_bytes = 48 << 10;  // more must be asked for, and leaves room for few blocks
 
@@ -54,12 +55,14 @@ cudaError_t launch_warps(void (*kernel)(Warps, Parameters...), Warps warps, void
   warps.shared_bytes = (warps.shared_bytes + 15) / 16 * 16;
   int in_block = most_warps;
   while (in_block > 1 && in_block * warps.shared_bytes > plain_shared_bytes) in_block /= 2;
-  return launch(kernel, (warps.count + in_block - 1) / in_block, in_block * warp_size, in_block * warps.shared_bytes, stream, warps,
-                arguments...);
+  return launch(kernel, (warps.count + in_block - 1) / in_block, in_block * warp_size, in_block * warps.shared_bytes,
+                stream, warps, arguments...);
 }
 
 // The calling warp's number among `Warps::count` (or above: then it has nothing to do), and its shared memory.
-__device__ inline int64_t warp_number() { return int64_t(blockIdx.x) * (blockDim.x / warp_size) + threadIdx.x / warp_size; }
+__device__ inline int64_t warp_number() {
+  return int64_t(blockIdx.x) * (blockDim.x / warp_size) + threadIdx.x / warp_size;
+}
 __device__ inline int lane_number() { return static_cast<int>(threadIdx.x % warp_size); }
 __device__ inline void* warp_shared(const Warps& warps) {
   return reinterpret_cast<unsigned char*>(dynamic_shared) + int64_t(threadIdx.x / warp_size) * warps.shared_bytes;

@@ -1,10 +1,11 @@
 """Batches decoded, resized, mirrored, padded, cropped, normalised and erased by NVIDIA DALI, on a GPU or on the CPU.
 
-One pipeline serves both: with a GPU, encoded bytes go to the card, where nvJPEG decodes them; without one the same operators
-run in DALI's threads. DALI draws nothing: `pairs` says what a batch is, and DALI is told. There are no processes: DALI's
-threads work outside the interpreter lock, and one Python thread reads files ahead.
+One pipeline serves both: with a GPU, encoded bytes go to the card, where nvJPEG decodes them; without one the same
+operators run in DALI's threads. DALI draws nothing: `pairs` says what a batch is, and DALI is told. There are no
+processes: DALI's threads work outside the interpreter lock, and one Python thread reads files ahead.
 
-Mirroring, resizing, padding by the edge and cropping are one resampling of a shifted region of the source, reversed where it
+Mirroring, resizing, padding by the edge and cropping are one resampling of a shifted region of the source, reversed
+where it
 is mirrored: outside the image DALI repeats the border. docs/loading.md says how far this is from Pillow's pictures.
 """
 
@@ -23,8 +24,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-# Read by DALI when it first allocates: large host buffers come from its pool. From malloc they go back to the system after
-# each batch, and touching fresh pages for the next one costs a tenth of all CPU time.
+# Read by DALI when it first allocates: large host buffers come from its pool. From malloc they go back to the system
+# after each batch, and touching fresh pages for the next one costs a tenth of all CPU time.
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", str(2**16))
 
 from nvidia.dali import Pipeline, fn, types  # noqa: E402
@@ -36,8 +37,8 @@ from dgfast.data.pairs import PairSampler, Sample, View, views_of  # noqa: E402
 from dgfast.data.records import Record  # noqa: E402
 from dgfast.errors import UserError  # noqa: E402
 
-# A pipeline that is garbage when a process forks must not be collected in the child, where its threads do not exist: its
-# destructor would wait for them for ever.
+# A pipeline that is garbage when a process forks must not be collected in the child, where its threads do not exist:
+# its destructor would wait for them for ever.
 os.register_at_fork(after_in_child=gc.freeze)
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)  # region of an image: top, left, bottom, right, as shares of its height and width
@@ -51,8 +52,8 @@ class DaliPairLoader:
     can; it is logged once, by name, and counted in `unreadable`. `label` and `index` stay those of the sample. One that
     only DALI cannot decode is decoded by Pillow.
 
-    Images are views of DALI's own buffers, without a copy, and belong to whoever holds them. On a GPU they are ordered on
-    torch's current stream at the time of `next`: nothing waits for the card.
+    Images are views of DALI's own buffers, without a copy, and belong to whoever holds them. On a GPU they are ordered
+    on torch's current stream at the time of `next`: nothing waits for the card.
 
     Args:
         records: the training images; `sampler` was made from their identities, in this order.
@@ -332,7 +333,8 @@ class _Running:
     def _take_back(self, stream: torch.cuda.Stream) -> None:
         """Keep the last batch until the device has done all that the reader has asked of it so far.
 
-        DALI does not know of torch's kernels: it may use the memory again as soon as the last tensor on it is gone here.
+        DALI does not know of torch's kernels: it may use the memory again as soon as the last tensor on it is gone
+        here.
         """
         if self._given:
             done = torch.cuda.Event()
@@ -351,7 +353,9 @@ class _Running:
         self._batches.close()
 
 
-def _noted(batches: Iterator[_Batch], scheduled: deque[_Batch]) -> Iterator[tuple[list[np.ndarray], np.ndarray, np.ndarray]]:
+def _noted(
+    batches: Iterator[_Batch], scheduled: deque[_Batch]
+) -> Iterator[tuple[list[np.ndarray], np.ndarray, np.ndarray]]:
     """What DALI takes, each batch added to `scheduled` at the moment when it is taken."""
     for batch in batches:
         scheduled.append(batch)
@@ -367,8 +371,8 @@ def _one_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
             coming = thread.submit(next, batches, None)
             yield batch
     finally:
-        # Not waited for: a reader that was dropped is finished wherever garbage is collected, even inside the locks of threading
-        # that joining takes.
+        # Not waited for: a reader that was dropped is finished wherever garbage is collected, even inside the locks of
+        # threading that joining takes.
         thread.shutdown(wait=False, cancel_futures=True)
 
 

@@ -1,7 +1,7 @@
 """The encoded images of a training set as bytes that every decoder turns into the same picture, damaged files replaced.
 
-DALI and Pillow decode ordinary JPEG and PNG files to the same pixels (both use libjpeg-turbo), but a damaged file ends a
-DALI pipeline for good, and they read unusual files (CMYK, 16 bits, EXIF orientation, ...) each in its own way. So no
+DALI and Pillow decode ordinary JPEG and PNG files to the same pixels (both use libjpeg-turbo), but a damaged file ends
+a DALI pipeline for good, and they read unusual files (CMYK, 16 bits, EXIF orientation, ...) each in its own way. So no
 decoder sees a file before its structure has been checked, and what is unusual or huge is decoded and resized here, by
 Pillow, and handed on as plain pixels (PPM).
 """
@@ -42,7 +42,9 @@ class EncodedImages:
         by_pillow: images whose bytes DALI could not decode; Pillow does, at every read.
     """
 
-    def __init__(self, paths: Sequence[Path], image_size: tuple[int, int], alternatives: Callable[[int], Sequence[int]]):
+    def __init__(
+        self, paths: Sequence[Path], image_size: tuple[int, int], alternatives: Callable[[int], Sequence[int]]
+    ):
         self.unreadable: dict[Path, str] = {}
         self._paths = paths
         self._image_size = image_size
@@ -222,7 +224,8 @@ def _is_upright(exif: bytes) -> bool:
 
 
 def _is_ordinary_png(encoded: bytes) -> bool:
-    """8-bit grey or RGB, not interlaced, without transparency or colour profile, every checksum right (W3C PNG, section 5)."""
+    """8-bit grey or RGB, not interlaced, without transparency or colour profile, every checksum right (W3C PNG, section
+    5)."""
     at, kinds = len(_PNG), []
     while at < len(encoded):
         length, kind = struct.unpack_from(">I4s", encoded, at)

@@ -1,7 +1,7 @@
 """Reading one image file, with one kind of failure whatever the decoder raises, and one meaning of every file format.
 
-Everywhere: as the camera was held (EXIF orientation), RGB, 8 bits. 16-bit grey keeps its high byte (Pillow's own conversion
-would clip nearly all of it to white), transparency is dropped.
+Everywhere: as the camera was held (EXIF orientation), RGB, 8 bits. 16-bit grey keeps its high byte (Pillow's own
+conversion would clip nearly all of it to white), transparency is dropped.
 """
 
 import io

@@ -37,7 +37,8 @@ def choose(wanted: LoaderName, device: torch.device) -> tuple[str, str]:
 def pair_loader(
     wanted: LoaderName, records: Sequence[Record], sampler: PairSampler, *, device: torch.device, **options: Any
 ) -> PairLoader:
-    """The training batches of `sampler`, loaded by the library that `choose` gives; `options` are those of its loader."""
+    """The training batches of `sampler`, loaded by the library that `choose` gives; `options` are those of its
+    loader."""
     if choose(wanted, device)[0] == "dali":
         from dgfast.data.dali import DaliPairLoader as Loader
     else:

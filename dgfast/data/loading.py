@@ -96,7 +96,9 @@ def pair_batch(
     Args:
         streams: the samples of a and b. classes: the class of every training image.
     """
-    numbers = [numbers for stream in streams for numbers in ([classes[s.image] for s in stream], [s.image for s in stream])]
+    numbers = [
+        numbers for stream in streams for numbers in ([classes[s.image] for s in stream], [s.image for s in stream])
+    ]
     # One small transfer, which needs no pinned memory to be asynchronous.
     label_a, index_a, label_b, index_b = torch.tensor(numbers).to(images.device, non_blocking=True)
     image_a, positive_a, image_b, positive_b = images.chunk(4)

@@ -132,7 +132,8 @@ class PairSampler:
         return self.batch_at(iteration * self.global_batch)
 
     def batch_at(self, position: int) -> tuple[list[Sample], list[Sample]]:
-        """This rank's samples of streams a and b in the global batch whose first sample is the stream's `position`th."""
+        """This rank's samples of streams a and b in the global batch whose first sample is the stream's
+        `position`th."""
         if position < 0:
             raise ValueError(f"position {position}: expected >= 0")
         first = position + self.rank * self.batch_size

@@ -1,7 +1,7 @@
 """Batches decoded and resized by Pillow, as torchvision's transforms do on PIL images: for training and for evaluation.
 
-An image is resized to H x W (bicubic with antialiasing) and only then mirrored: the bicubic filter is symmetric, so this
-equals mirroring first up to rounding.
+An image is resized to H x W (bicubic with antialiasing) and only then mirrored: the bicubic filter is symmetric, so
+this equals mirroring first up to rounding.
 """
 
 import functools

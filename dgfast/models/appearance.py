@@ -70,7 +70,8 @@ class AppearanceEncoder(nn.Module):
         self.fine = IdentityHead(self.backbone.channels, embedding, num_classes, fine_dropout)
 
     def forward(self, images: Tensor) -> AppearanceOutput:
-        """[N, 3, H, W], normalised -> AppearanceOutput. The code is not detached here: training/step.py says where it is."""
+        """[N, 3, H, W], normalised -> AppearanceOutput. The code is not detached here: training/step.py says where it
+        is."""
         features = self.backbone(images)
         code = F.adaptive_max_pool2d(features, (self.parts, 1)).flatten(1)
         pooled = features.amax((2, 3))

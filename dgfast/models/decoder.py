@@ -13,8 +13,9 @@ from .upsampled_convolution import UpsampledConvolution
 class InjectedBlock(nn.Module):
     """[3x3 AdaIN LeakyReLU, 3x3 AdaIN] + x: the residual block into which the appearance is injected.
 
-    One part of the appearance code feeds two small networks: one gives the scales, one the biases; the first half of each
-    belongs to the first AdaIN, the second half to the second. Reads a tensor that carries a reflected border of one pixel.
+    One part of the appearance code feeds two small networks: one gives the scales, one the biases; the first half of
+    each belongs to the first AdaIN, the second half to the second. Reads a tensor that carries a reflected border of
+    one pixel.
     """
 
     def __init__(self, channels: int, part: int, hidden: int):
@@ -79,7 +80,8 @@ class Decoder(nn.Module):
         kaiming_fan_in(self)
 
     def forward(self, structure: Tensor, code: Tensor) -> Tensor:
-        """structure: [M, channels, H/4, W/4]; code: [N, code], N a multiple of M -> images [N, 3, H, W], normalised, no activation.
+        """structure: [M, channels, H/4, W/4]; code: [N, code], N a multiple of M -> images [N, 3, H, W], normalised, no
+        activation.
 
         Image n shows structure n mod M in appearance n.
         """

@@ -70,7 +70,9 @@ def load_model(path: Path, kind: str) -> DGNet | Teacher:
         UserError: no such file, or it holds something else.
     """
     if not path.is_file():
-        raise UserError(f"{kind} file {path} does not exist; expected a run directory or dgfast's .safetensors: check the path")
+        raise UserError(
+            f"{kind} file {path} does not exist; expected a run directory or dgfast's .safetensors: check the path"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,4 +1,5 @@
-"""The building blocks that several networks share: convolution with a reflected border, residual blocks, initialisation."""
+"""The building blocks that several networks share: convolution with a reflected border, residual blocks,
+initialisation."""
 
 from typing import Any
 
@@ -15,13 +16,15 @@ SLOPE = 0.2  # LeakyReLU of every generative network
 def reflect_activated(x: Tensor) -> Tensor:
     """[N, C, H, W], a convolution's output -> LeakyReLU of it, [N, C, H + 2, W + 2] with a reflected border.
 
-    Activated behind the border and in place, the same values: of both steps only what the next convolution keeps is kept.
+    Activated behind the border and in place, the same values: of both steps only what the next convolution keeps is
+    kept.
     """
     return F.leaky_relu_(reflect(x, 1), SLOPE)
 
 
 class _Inside(torch.autograd.Function):
-    """A slice's own backward fills a contiguous tensor, whatever the format of what it gets; padding keeps the format."""
+    """A slice's own backward fills a contiguous tensor, whatever the format of what it gets; padding keeps the
+    format."""
 
     @staticmethod
     def forward(ctx, padded: Tensor) -> Tensor:

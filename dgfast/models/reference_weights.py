@@ -10,8 +10,8 @@ from dgfast.errors import UserError
 
 StateDict = Mapping[str, Tensor]
 
-# Each line: a pattern over the reference's name, and dgfast's name; tried in order. An empty name drops the entry: it has no
-# effect in the reference (statistics of an AdaIN that uses the instance's, and ResNet's unused ImageNet head).
+# Each line: a pattern over the reference's name, and dgfast's name; tried in order. An empty name drops the entry: it
+# has no effect in the reference (statistics of an AdaIN that uses the instance's, and ResNet's unused ImageNet head).
 _GENERATOR = [
     (r"enc_content\.model\.([0-3])\.conv\.(\w+)", r"structure.stem.\1.\2"),
     (r"enc_content\.model\.4\.model\.(\d)\.model\.0\.conv\.(\w+)", r"structure.blocks.\1.conv1.\2"),
@@ -102,7 +102,8 @@ def convert(states: Mapping[str, StateDict]) -> dict[str, dict[str, Tensor]]:
 
 
 def sizes(states: Mapping[str, StateDict]) -> tuple[ModelConfig, int]:
-    """The sizes (those of the paper) and the number of classes K of the reference's networks, read from "id" or "teacher".
+    """The sizes (those of the paper) and the number of classes K of the reference's networks, read from "id" or
+    "teacher".
 
     Raises:
         UserError: neither of the two is there.

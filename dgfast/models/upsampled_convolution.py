@@ -1,16 +1,17 @@
-"""Nearest upsampling by 2, a reflected border and a 5x5 convolution, computed on the small image: 25 taps become 9, exactly.
+"""Nearest upsampling by 2, a reflected border and a 5x5 convolution, computed on the small image: 25 taps become 9,
+exactly.
 
-Output pixel (2i + p, 2j + q), of phase (p, q), sees 5x5 pixels of the enlarged image, which show at most 3x3 pixels of the small
-one. Taps that fall on the same small pixel are added up once, and four small kernels, one a phase, do the work of the large one.
-Along one axis, with taps w0..w4 and small pixels x:
+Output pixel (2i + p, 2j + q), of phase (p, q), sees 5x5 pixels of the enlarged image, which show at most 3x3 pixels of
+the small one. Taps that fall on the same small pixel are added up once, and four small kernels, one a phase, do the
+work of the large one. Along one axis, with taps w0..w4 and small pixels x:
 
-    inside      p=0: (w0+w1) x[i-1] + (w2+w3) x[i] + w4 x[i+1]              p=1: w0 x[i-1] + (w1+w2) x[i] + (w3+w4) x[i+1]
-    i = 0       p=0: (w1+w2+w3) x[0] + (w0+w4) x[1]                         p=1: (w0+w1+w2) x[0] + (w3+w4) x[1]
+    inside      p=0: (w0+w1) x[i-1] + (w2+w3) x[i] + w4 x[i+1]              p=1: w0 x[i-1] + (w1+w2) x[i] + (w3+w4)
+    x[i+1] i = 0       p=0: (w1+w2+w3) x[0] + (w0+w4) x[1]                         p=1: (w0+w1+w2) x[0] + (w3+w4) x[1]
     i = last    the mirror image of i = 0
 
-because the reflected border of the enlarged image shows x[0] in its first row and x[1] in its second. So the kernels are 3x3
-inside, 2x3 and 3x2 on the edges, 2x2 in the corners: (3H - 2)(3W - 2) taps a phase, not 25 HW. Each small pixel is worked on
-once, by its own kernel, and nothing is padded.
+because the reflected border of the enlarged image shows x[0] in its first row and x[1] in its second. So the kernels
+are 3x3 inside, 2x3 and 3x2 on the edges, 2x2 in the corners: (3H - 2)(3W - 2) taps a phase, not 25 HW. Each small pixel
+is worked on once, by its own kernel, and nothing is padded.
 """
 
 from contextlib import nullcontext
@@ -20,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-# The four pieces of the small image as (rows, columns), 1: inside, 2: both ends. The ends of an axis lie side by side as groups
-# of channels, so that one grouped convolution serves both.
+# The four pieces of the small image as (rows, columns), 1: inside, 2: both ends. The ends of an axis lie side by side
+# as groups of channels, so that one grouped convolution serves both.
 _PIECES = ((1, 1), (2, 1), (1, 2), (2, 2))
 
 
 class UpsampledConvolution(nn.Conv2d):
-    """[N, C, H, W] -> [N, outputs, 2H, 2W]: what a 5x5 convolution gives behind nearest upsampling and a reflected border of 2.
+    """[N, C, H, W] -> [N, outputs, 2H, 2W]: what a 5x5 convolution gives behind nearest upsampling and a reflected
+    border of 2.
 
     Weight [outputs, C, 5, 5] and bias [outputs] are those of the plain convolution.
     """
@@ -104,7 +106,9 @@ def _kernels(weight: Tensor, fold: Tensor) -> list[Tensor]:
 
 def _with_ends(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """x, and its first and last two slices along `dim`, side by side as channels."""
-    if torch.compiler.is_compiling():  # the compiler sees for itself what `_WithEnds` is for, and knows no such function
+    if (
+        torch.compiler.is_compiling()
+    ):  # the compiler sees for itself what `_WithEnds` is for, and knows no such function
         return x, _ends(x, dim)
     return _WithEnds.apply(x, dim)
 
@@ -114,8 +118,8 @@ def _ends(x: Tensor, dim: int) -> Tensor:
 
 
 class _WithEnds(Function):
-    """`_with_ends` with a way back of its own: what comes from the ends is added to the gradient of the whole in place, where
-    autograd would fill and add one tensor of x's size for each slice."""
+    """`_with_ends` with a way back of its own: what comes from the ends is added to the gradient of the whole in place,
+    where autograd would fill and add one tensor of x's size for each slice."""
 
     @staticmethod
     def forward(ctx, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -124,7 +128,8 @@ class _WithEnds(Function):
 
     @staticmethod
     def backward(ctx, whole: Tensor, ends: Tensor) -> tuple[Tensor, None]:
-        # `whole` was made for this call alone: x's alias has no other reader than one convolution, or another _WithEnds.
+        # `whole` was made for this call alone: x's alias has no other reader than one convolution, or another
+        # _WithEnds.
         first, last = ends.chunk(2, 1)
         whole.narrow(ctx.dim, 0, 2).add_(first)
         whole.narrow(ctx.dim, whole.shape[ctx.dim] - 2, 2).add_(last)
@@ -170,7 +175,8 @@ def _places(image: Tensor) -> list[Tensor]:
 
 
 def _phases(piece: Tensor, ends: tuple[int, int]) -> Tensor:
-    """View of a piece as [N, O, rows, p, columns, q]; along an axis its pixels are either ends or inside, so one size is 1."""
+    """View of a piece as [N, O, rows, p, columns, q]; along an axis its pixels are either ends or inside, so one size
+    is 1."""
     a, b = ends
     n, channels, height, width = piece.shape
     parts = piece.view(n, b, a, 2, 2, channels // (4 * a * b), height, width)

@@ -70,10 +70,12 @@ def features_of(records: Sequence[Record], networks: DGNet | None, teacher: Teac
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores in percent by row (histogram, baseline, prim, fine, both) and name, and the distances [Q, G] of the last feature.
+    """Scores in percent by row (histogram, baseline, prim, fine, both) and name, and the distances [Q, G] of the last
+    feature.
 
-    Names: rank1, rank5, rank10, mAP, mAP_trapezoid; rank1_multi and mAP_multi with multi-query: all further images of the
-    query's identity in its camera (the data set's own, or the gallery's). Rows NAME_reranked have the single-query scores.
+    Names: rank1, rank5, rank10, mAP, mAP_trapezoid; rank1_multi and mAP_multi with multi-query: all further images of
+    the query's identity in its camera (the data set's own, or the gallery's). Rows NAME_reranked have the single-query
+    scores.
     """
 
     scores: dict[str, dict[str, float]]
@@ -111,7 +113,9 @@ def evaluate(
         distances = cosine_distances(query[name], gallery[name])
         scores[name] = _scores(distances, query[name], gallery[name], more[name], data, extra)
         if reranking is not None:
-            scores[f"{name}_reranked"] = _reranked_scores(query[name].to(how.device), gallery[name].to(how.device), data, reranking)
+            scores[f"{name}_reranked"] = _reranked_scores(
+                query[name].to(how.device), gallery[name].to(how.device), data, reranking
+            )
     return Evaluation(scores, distances)
 
 
@@ -131,7 +135,8 @@ def picture_rankings(data: ReidData, distances: Tensor, path: Path) -> None:
 
 
 def _rows(records: Sequence[Record], networks: DGNet | None, teacher: Teacher | None, how: Protocol) -> Split:
-    """Every row of the table as features [N, D]: the colour histogram, which any learned feature has to beat, and the networks'."""
+    """Every row of the table as features [N, D]: the colour histogram, which any learned feature has to beat, and the
+    networks'."""
     histogram = torch.from_numpy(histogram_features(records, how.image_size))
     return {"histogram": histogram} | features_of(records, networks, teacher, how)
 
@@ -164,7 +169,13 @@ def _reranked_scores(query: Tensor, gallery: Tensor, data: ReidData, reranking: 
 
 def _single_query(hits: RankedHits) -> dict[str, float]:
     mean, trapezoid = hits.scores(), hits.scores(ap="trapezoid")
-    values = {"rank1": mean.rank1, "rank5": mean.rank5, "rank10": mean.rank10, "mAP": mean.mAP, "mAP_trapezoid": trapezoid.mAP}
+    values = {
+        "rank1": mean.rank1,
+        "rank5": mean.rank5,
+        "rank10": mean.rank10,
+        "mAP": mean.mAP,
+        "mAP_trapezoid": trapezoid.mAP,
+    }
     return {name: _percent(value) for name, value in values.items()}
 
 

@@ -47,7 +47,8 @@ def extract(
 
     Args:
         halves: images [N, 3, H, W] on the device, normalised -> features; the networks are in eval mode.
-        image_size: (H, W) pixels; batch: images a pass; workers: reading threads or processes; loader: see `data.loaders`;
+        image_size: (H, W) pixels; batch: images a pass; workers: reading threads or processes; loader: see
+            `data.loaders`;
         progress: title of a bar, "" for none.
     Returns:
         one [len(records), D] fp32 tensor on the CPU per half.
@@ -64,5 +65,6 @@ def extract(
 
 
 def combine(prim: Tensor, fine: Tensor, alpha: float) -> Tensor:
-    """[N, D] and [N, D] -> [N, 2 D] whose inner products are cos_prim + alpha cos_fine: each side carries alpha's root."""
+    """[N, D] and [N, D] -> [N, 2 D] whose inner products are cos_prim + alpha cos_fine: each side carries alpha's
+    root."""
     return torch.cat([prim, fine * alpha**0.5], 1)

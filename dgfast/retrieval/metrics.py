@@ -167,7 +167,13 @@ class RankedHits:
         if matrix.dtype not in (np.float32, np.float64):
             matrix = matrix.astype(np.float64)
         stop = first + len(matrix)
-        if matrix.ndim != 2 or matrix.shape[1] != self.gallery or first < 0 or stop > self.queries or self._seen[first:stop].any():
+        if (
+            matrix.ndim != 2
+            or matrix.shape[1] != self.gallery
+            or first < 0
+            or stop > self.queries
+            or self._seen[first:stop].any()
+        ):
             raise UserError(
                 f"RankedHits.add: distances of shape {list(matrix.shape)} from query {first} on, of {self.queries} queries and "
                 f"{self.gallery} gallery images; expected [queries, gallery], and each query once"
@@ -207,7 +213,9 @@ class RankedHits:
                 "images; expected the same identity in another camera; check identities and cameras"
             )
         starts = np.flatnonzero(np.diff(queries, prepend=-1))  # each query's hits stand together
-        place = np.arange(len(queries)) - np.repeat(starts, hits[queries[starts]])  # 0 for a query's best hit, 1 for the next, ...
+        place = np.arange(len(queries)) - np.repeat(
+            starts, hits[queries[starts]]
+        )  # 0 for a query's best hit, 1 for the next, ...
         precision = (place + 1) / (hit_ranks + 1)
         if ap == "trapezoid":
             before = np.divide(place, hit_ranks, out=np.ones(len(place)), where=hit_ranks > 0)

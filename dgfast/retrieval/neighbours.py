@@ -1,4 +1,5 @@
-"""Which images are nearest to each image: features made ready, exact neighbours from blocks of products, ranks' shares joined."""
+"""Which images are nearest to each image: features made ready, exact neighbours from blocks of products, ranks' shares
+joined."""
 
 import math
 import warnings
@@ -30,9 +31,10 @@ Ticks = Callable[[int], object]  # told how much more is done
 class Neighbours:
     """Exact nearest images of consecutive images; images are numbered queries first, then gallery.
 
-    indices: [rows, k] integers, in any order, the image itself included. distances: [rows, k] float, *squared* Euclidean, of the
-    features as given (of unit vectors for metric "cosine"); None has them computed, exactly 0 for equal images. farthest: [rows]
-    float, the squared distance to the image that is farthest; None has it found, which takes all products.
+    indices: [rows, k] integers, in any order, the image itself included. distances: [rows, k] float, *squared*
+    Euclidean, of the features as given (of unit vectors for metric "cosine"); None has them computed, exactly 0 for
+    equal images. farthest: [rows] float, the squared distance to the image that is farthest; None has it found, which
+    takes all products.
     """
 
     indices: Array
@@ -42,7 +44,8 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Features:
-    """All images' features, made ready: `values` [N, D] fp32 is the input times `scale` (a power of two), moved towards the origin.
+    """All images' features, made ready: `values` [N, D] fp32 is the input times `scale` (a power of two), moved towards
+    the origin.
 
     Neither changes a ratio of distances; both keep what fp32 products can resolve. `norms` [N] are squared norms.
     """
@@ -66,7 +69,9 @@ def checked_pair(query: Array, gallery: Array) -> tuple[Tensor, Tensor]:
         elif isinstance(side, torch.Tensor):
             tensor = side.detach()
         else:
-            raise UserError(f"rerank: {name} is a {type(side).__name__}; expected features [N, D], a NumPy array or a torch tensor")
+            raise UserError(
+                f"rerank: {name} is a {type(side).__name__}; expected features [N, D], a NumPy array or a torch tensor"
+            )
         if tensor.dtype not in _FLOATS:
             raise UserError(f"rerank: {name} holds {tensor.dtype}; expected float16, bfloat16 or float32; convert it")
         if tensor.ndim != 2 or tensor.shape[1] == 0:
@@ -83,9 +88,13 @@ def checked_pair(query: Array, gallery: Array) -> tuple[Tensor, Tensor]:
             "the same model"
         )
     if a.device != b.device:
-        raise UserError(f"rerank: query is on {a.device}, gallery on {b.device}; expected one device; move one with .to()")
+        raise UserError(
+            f"rerank: query is on {a.device}, gallery on {b.device}; expected one device; move one with .to()"
+        )
     if a.device.type not in ("cpu", "cuda"):
-        raise UserError(f"rerank: the features are on {a.device}; expected the CPU or a CUDA device; move them with .to()")
+        raise UserError(
+            f"rerank: the features are on {a.device}; expected the CPU or a CUDA device; move them with .to()"
+        )
     if len(a) + len(b) >= 2**31:
         raise UserError(
             f"rerank: {len(a) + len(b)} images; expected fewer than 2^31, because image numbers are 32 bits wide; shard the gallery"
@@ -128,8 +137,8 @@ def make_ready(query: Tensor, gallery: Tensor, metric: str, device: torch.device
     if scale != 1:
         for part in parts:
             part.mul_(scale)
-    # A common offset only costs digits: |x - y|^2 comes from |x|^2 + |y|^2 - 2xy. What is subtracted is coarse, so that small
-    # whole numbers stay exact, and for that the mean of some rows is good enough.
+    # A common offset only costs digits: |x - y|^2 comes from |x|^2 + |y|^2 - 2xy. What is subtracted is coarse, so that
+    # small whole numbers stay exact, and for that the mean of some rows is good enough.
     mean = values[:: -(-n // _SAMPLE)].mean(0, dtype=torch.float64)
     offset = float(mean.abs().max())
     grain = 2.0 ** (math.floor(math.log2(offset)) - 3) if offset > 0 else 1.0
@@ -165,7 +174,8 @@ def _normalise(part: Tensor, name: str, first: int) -> None:
 
 
 class Tiles:
-    """Blocks of products of features, always cut at the same places, so that a product has one value wherever it is used."""
+    """Blocks of products of features, always cut at the same places, so that a product has one value wherever it is
+    used."""
 
     def __init__(self, features: Features, stages: Stages):
         self._features, self._stages = features, stages
@@ -234,7 +244,9 @@ def nearest_lists(
     return lists
 
 
-def given_lists(neighbours: Neighbours, features: Features, stages: Stages, k: int, tiles: Tiles, ticks: Ticks) -> Lists:
+def given_lists(
+    neighbours: Neighbours, features: Features, stages: Stages, k: int, tiles: Tiles, ticks: Ticks
+) -> Lists:
     """The first k of the neighbours that the caller has, checked, completed and ordered by (distance, index).
 
     Raises:
@@ -258,7 +270,9 @@ def given_lists(neighbours: Neighbours, features: Features, stages: Stages, k: i
     else:
         distances = _scaled(_given(neighbours.distances, "distances", torch.float64, device), features.scale**2)
         _check_distances(distances, "distances", indices.shape)
-        distances.masked_fill_(indices == torch.arange(n, device=device)[:, None], 0.0)  # whatever the index's rounding left
+        distances.masked_fill_(
+            indices == torch.arange(n, device=device)[:, None], 0.0
+        )  # whatever the index's rounding left
     # By index, then stably by distance: the tie rule.
     indices, order = indices.sort(dim=1)
     distances, order = distances.gather(1, order).sort(dim=1, stable=True)
@@ -311,7 +325,8 @@ def gather_neighbours(own: Neighbours, group: dist.ProcessGroup | None = None) -
     """All ranks' neighbours in the order of the ranks, on every rank.
 
     Args:
-        own: those of this rank's rows, tensors on the group's device, or NumPy arrays for gloo. Ranks may hold different numbers of
+        own: those of this rank's rows, tensors on the group's device, or NumPy arrays for gloo. Ranks may hold
+            different numbers of
             rows, but the same k, dtypes and fields; a field that is None stays so.
     """
 

@@ -1,6 +1,8 @@
-"""Exact k-reciprocal re-ranking (Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017).
+"""Exact k-reciprocal re-ranking (Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR
+2017).
 
-docs/method, section 4, states the semantics; docs/reranking the cost, the tie rule and what is bit-identical. The all-pairs
+docs/method, section 4, states the semantics; docs/reranking the cost, the tie rule and what is bit-identical. The
+all-pairs
 matrix is never held: blocks of products leave only each image's nearest and farthest, everything after that is sparse.
 """
 
@@ -55,20 +57,25 @@ def rerank(
     """Re-ranked distances of every query to every gallery image.
 
     Args:
-        query, gallery: features [Q, D] and [G, D], NumPy arrays or torch tensors on one device; fp16, bf16 or fp32 (fp64 is
+        query, gallery: features [Q, D] and [G, D], NumPy arrays or torch tensors on one device; fp16, bf16 or fp32
+            (fp64 is
             rounded to fp32); they need not be normalised.
-        k1: neighbours among which reciprocity is sought, 1 <= k1 < N = Q + G. k2: neighbours averaged over, 1 <= k2 <= N; 1 leaves
+        k1: neighbours among which reciprocity is sought, 1 <= k1 < N = Q + G. k2: neighbours averaged over, 1 <= k2 <=
+            N; 1 leaves
             the average out. lambda_: weight of the original distance, 0 .. 1.
-        variant: "zhong" is the paper's, with D the squared distance; "squared" squares D once more, as some toolkits do.
+        variant: "zhong" is the paper's, with D the squared distance; "squared" squares D once more, as some toolkits
+            do.
         metric: "euclidean" distance of the features as they are, or of the unit vectors ("cosine").
         neighbours: all N images' exact neighbours where an index has found them already.
-        out: [Q, G] float32, contiguous, of query's kind and device, that receives the result; np.memmap keeps it on disk.
+        out: [Q, G] float32, contiguous, of query's kind and device, that receives the result; np.memmap keeps it on
+            disk.
         progress: title of progress bars on stderr, "" for none.
     Returns:
-        [Q, G] float32 of query's kind and on its device, 0 .. 1, smaller is nearer. Equal for any number of threads and any
-        instruction set; the lower index wins ties between neighbours.
+        [Q, G] float32 of query's kind and on its device, 0 .. 1, smaller is nearer. Equal for any number of threads and
+        any instruction set; the lower index wins ties between neighbours.
     Raises:
-        UserError: a shape, dtype, value or number does not fit, or memory would not suffice; the message says what to do.
+        UserError: a shape, dtype, value or number does not fit, or memory would not suffice; the message says what to
+        do.
     """
     job = _Job(query, gallery, k1, k2, lambda_, variant, metric, progress)
     with job.running(result_bytes=0 if out is not None else job.queries * job.gallery * 4):
@@ -106,8 +113,8 @@ def rerank_blocks(
         queries: consecutive queries, for example one rank's share; None is all. The rest as in `rerank`.
     Returns:
         an iterator over (first query, distances [queries, G] float32), bit for bit the rows of `rerank` with the same
-        arguments; blocks of at most 1 GiB or 64 queries, and each its own array. The first takes as long as the sets of all
-        images.
+        arguments; blocks of at most 1 GiB or 64 queries, and each its own array. The first takes as long as the sets of
+        all images.
     Raises:
         UserError: as `rerank`, at the call.
     """
@@ -144,7 +151,16 @@ def rerank_topk(
     if not 1 <= k <= len(gallery):
         raise UserError(f"rerank_topk: k is {k} for {len(gallery)} gallery images; expected 1 to {len(gallery)}")
     blocks = rerank_blocks(
-        query, gallery, k1, k2, lambda_, variant, metric=metric, neighbours=neighbours, queries=queries, progress=progress
+        query,
+        gallery,
+        k1,
+        k2,
+        lambda_,
+        variant,
+        metric=metric,
+        neighbours=neighbours,
+        queries=queries,
+        progress=progress,
     )
     stages = stages_for(torch.as_tensor(query).device)
     found = [stages.smallest(torch.as_tensor(block), k) for _, block in blocks]
@@ -186,7 +202,9 @@ def check_numbers(queries: int, gallery: int, k1: int, k2: int, lambda_: float) 
     """
     n = queries + gallery
     if not 1 <= k1 < n:
-        raise UserError(f"rerank: k1 is {k1} for {n} images ({queries} query, {gallery} gallery); expected 1 to {n - 1}; lower k1")
+        raise UserError(
+            f"rerank: k1 is {k1} for {n} images ({queries} query, {gallery} gallery); expected 1 to {n - 1}; lower k1"
+        )
     if not 1 <= k2 <= n:
         raise UserError(f"rerank: k2 is {k2} for {n} images; expected 1 to {n}; 1 leaves the average out")
     if not 0 <= lambda_ <= 1:
@@ -210,7 +228,12 @@ def _result(out: Array | None, job: "_Job", query: Array) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=job.stages.device)
     fits = isinstance(out, np.ndarray) == isinstance(query, np.ndarray) and tuple(out.shape) == shape
     tensor = torch.as_tensor(out) if fits else None
-    if tensor is None or tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.device != job.stages.device:
+    if (
+        tensor is None
+        or tensor.dtype != torch.float32
+        or not tensor.is_contiguous()
+        or tensor.device != job.stages.device
+    ):
         raise UserError(
             f"rerank: out is a {type(out).__name__} of shape {list(out.shape)} and {out.dtype}; expected contiguous float32 "
             f"{list(shape)} of the kind and on the device of the features"
@@ -271,7 +294,8 @@ class _Job:
         n, near = self.queries + self.gallery, max(self.k1 + 1, self.k2)
         entries = n * min(n, _ENTRIES_A_NEIGHBOUR * near)
         rows, columns = self.stages.tile
-        # Features; a tile; lists and their places; weights twice, as average and invert need; a block of queries; scratch.
+        # Features; a tile; lists and their places; weights twice, as average and invert need; a block of queries;
+        # scratch.
         features = n * (4 * self.sides[0].shape[1] + 4)
         block = min(self.queries, rows) * self.gallery * 4
         scratch = self.stages.scratch_bytes(min(self.queries, _QUERIES_A_CALL), self.gallery, n)

@@ -1,8 +1,10 @@
-"""The stages of re-ranking on each device: the compiled extension on the CPU and on CUDA, torch where there is no CUDA build.
+"""The stages of re-ranking on each device: the compiled extension on the CPU and on CUDA, torch where there is no CUDA
+build.
 
-What a stage computes is said once, in csrc/rerank.hpp. Here its arrays are allocated and its calls are cut so that Ctrl-C is
-heard: `HostStages` (extension, CPU), `CudaStages` (extension, everything on the GPU) and `TorchStages` (products and selection by
-torch on the GPU, sparse stages on the CPU). All order neighbours by (distance, index).
+What a stage computes is said once, in csrc/rerank.hpp. Here its arrays are allocated and its calls are cut so that
+Ctrl-C is
+heard: `HostStages` (extension, CPU), `CudaStages` (extension, everything on the GPU) and `TorchStages` (products and
+selection by torch on the GPU, sparse stages on the CPU). All order neighbours by (distance, index).
 """
 
 from collections.abc import Callable, Iterator
@@ -47,16 +49,21 @@ class Sparse:
 
 
 class HostStages:
-    """Everything on the CPU. `instruction_set` ("scalar", "avx2", "avx512") is for tests; "" takes the processor's best."""
+    """Everything on the CPU. `instruction_set` ("scalar", "avx2", "avx512") is for tests; "" takes the processor's
+    best."""
 
-    tile = (1024, 2048)  # rows and columns of a block: with the rows of features behind it, it lives in the last-level cache
+    tile = (
+        1024,
+        2048,
+    )  # rows and columns of a block: with the rows of features behind it, it lives in the last-level cache
 
     def __init__(self, instruction_set: str = ""):
         self.device = torch.device("cpu")
         self._set = instruction_set
 
     def scratch_bytes(self, queries: int, gallery: int, images: int) -> int:
-        """What the last stages take for themselves: Jaccard sums of so many queries at a time, or places of `images` lists."""
+        """What the last stages take for themselves: Jaccard sums of so many queries at a time, or places of `images`
+        lists."""
         return max(4 * gallery * torch.get_num_threads(), 8 * images)
 
     def start(self, first: int, rows: int, k: int) -> Lists:
@@ -64,7 +71,9 @@ class HostStages:
         _rerank.cpu.nearest_start(*lists.arrays())
         return lists
 
-    def nearest_block(self, values: Tensor, row: int, column: int, norms: Tensor, lists: Lists, symmetric: bool) -> None:
+    def nearest_block(
+        self, values: Tensor, row: int, column: int, norms: Tensor, lists: Lists, symmetric: bool
+    ) -> None:
         _rerank.cpu.nearest_block(values, row, column, norms, *lists.arrays(), lists.first, symmetric, self._set)
 
     def distances_block(self, values: Tensor, row: int, column: int, norms: Tensor) -> None:
@@ -111,7 +120,14 @@ class HostStages:
         return made
 
     def jaccard(
-        self, weights: Sparse, inverted: Sparse, farthest: Tensor, row: int, lambda_: float, squared: bool, block: Tensor
+        self,
+        weights: Sparse,
+        inverted: Sparse,
+        farthest: Tensor,
+        row: int,
+        lambda_: float,
+        squared: bool,
+        block: Tensor,
     ) -> None:
         """Squared distances [rows, G] of the queries from `row` on become the final ones, in place."""
         _rerank.cpu.jaccard(*weights.arrays(), *inverted.arrays(), farthest, row, lambda_, squared, block)
@@ -139,7 +155,9 @@ class TorchStages(HostStages):
         lists.farthest.zero_()
         return lists
 
-    def nearest_block(self, values: Tensor, row: int, column: int, norms: Tensor, lists: Lists, symmetric: bool) -> None:
+    def nearest_block(
+        self, values: Tensor, row: int, column: int, norms: Tensor, lists: Lists, symmetric: bool
+    ) -> None:
         self.distances_block(values, row, column, norms)
         rows = torch.arange(row, row + values.shape[0], device=self.device)
         columns = torch.arange(column, column + values.shape[1], device=self.device)
@@ -168,7 +186,14 @@ class TorchStages(HostStages):
         return super().average(_to_host(lists), k2, weights, ticks)
 
     def jaccard(
-        self, weights: Sparse, inverted: Sparse, farthest: Tensor, row: int, lambda_: float, squared: bool, block: Tensor
+        self,
+        weights: Sparse,
+        inverted: Sparse,
+        farthest: Tensor,
+        row: int,
+        lambda_: float,
+        squared: bool,
+        block: Tensor,
     ) -> None:
         host = block.cpu().contiguous()
         super().jaccard(weights, inverted, farthest.cpu(), row, lambda_, squared, host)
@@ -195,13 +220,17 @@ class CudaStages:
         self._run(_rerank.cuda.nearest_start, *lists.arrays())
         return lists
 
-    def nearest_block(self, values: Tensor, row: int, column: int, norms: Tensor, lists: Lists, symmetric: bool) -> None:
+    def nearest_block(
+        self, values: Tensor, row: int, column: int, norms: Tensor, lists: Lists, symmetric: bool
+    ) -> None:
         k = lists.distances.shape[1]
         if k > _rerank.cuda.longest_list():
             self._torch.nearest_block(values, row, column, norms, lists, symmetric)
             return
         space = self._space(_rerank.cuda.nearest_block_workspace(*values.shape, k, symmetric))
-        self._run(_rerank.cuda.nearest_block, values, row, column, norms, *lists.arrays(), lists.first, symmetric, space)
+        self._run(
+            _rerank.cuda.nearest_block, values, row, column, norms, *lists.arrays(), lists.first, symmetric, space
+        )
 
     def distances_block(self, values: Tensor, row: int, column: int, norms: Tensor) -> None:
         self._run(_rerank.cuda.distances_block, values, row, column, norms)
@@ -247,7 +276,14 @@ class CudaStages:
         return made
 
     def jaccard(
-        self, weights: Sparse, inverted: Sparse, farthest: Tensor, row: int, lambda_: float, squared: bool, block: Tensor
+        self,
+        weights: Sparse,
+        inverted: Sparse,
+        farthest: Tensor,
+        row: int,
+        lambda_: float,
+        squared: bool,
+        block: Tensor,
     ) -> None:
         space = self._space(_rerank.cuda.jaccard_workspace(*block.shape))
         shared = (*weights.arrays(), *inverted.arrays(), farthest)
@@ -323,8 +359,8 @@ def _to_host(lists: Lists) -> Lists:
     return Lists(*(array.cpu() for array in lists.arrays()), lists.first)
 
 
-# (distance, index) as one integer: the bits of a float that is not negative order as the float does. All keys of a row differ,
-# so torch.topk, which promises nothing about ties, keeps the tie rule.
+# (distance, index) as one integer: the bits of a float that is not negative order as the float does. All keys of a row
+# differ, so torch.topk, which promises nothing about ties, keeps the tie rule.
 _LAST_KEY = torch.iinfo(torch.int64).max
 
 

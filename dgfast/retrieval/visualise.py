@@ -1,4 +1,5 @@
-"""A picture of rankings: in each row a query and its nearest gallery images, right ones framed green, wrong ones red."""
+"""A picture of rankings: in each row a query and its nearest gallery images, right ones framed green, wrong ones
+red."""
 
 import os
 from collections.abc import Sequence

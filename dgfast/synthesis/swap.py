@@ -11,10 +11,12 @@ from dgfast.models.structure import grey
 
 @torch.inference_mode()
 def swap_matrix(networks: DGNet, structures: Tensor, appearances: Tensor) -> Tensor:
-    """First row: the images that give the body; first column: those that give the clothes; between them G(s_column, f_row).
+    """First row: the images that give the body; first column: those that give the clothes; between them G(s_column,
+    f_row).
 
     Args:
-        networks: in eval mode. structures: [S, 3, H, W], appearances: [A, 3, H, W], normalised, on the networks' device.
+        networks: in eval mode. structures: [S, 3, H, W], appearances: [A, 3, H, W], normalised, on the networks'
+            device.
     Returns:
         picture [(A + 1) (H + 2) + 2, (S + 1) (W + 2) + 2, 3] uint8 on the CPU.
     """

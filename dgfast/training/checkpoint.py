@@ -61,7 +61,8 @@ def save(folder: Path, stage: str, iteration: int, state: dict[str, Any]) -> Pat
     """Write `<stage>-<iteration>.pt` into the folder and remove all but the last two of that stage.
 
     Args:
-        folder: made if need be; iteration: number of iterations that are done; state: tensors, numbers, strings, lists, dicts.
+        folder: made if need be; iteration: number of iterations that are done; state: tensors, numbers, strings, lists,
+            dicts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stage}-{iteration:08d}.pt"
@@ -82,7 +83,8 @@ def checkpoints(folder: Path, stage: str) -> list[Path]:
 
 
 def latest(folder: Path, stage: str) -> dict[str, Any] | None:
-    """The newest checkpoint of the stage that can be read, or None where there is none; a damaged one is named and passed over.
+    """The newest checkpoint of the stage that can be read, or None where there is none; a damaged one is named and
+    passed over.
 
     Raises:
         UserError: there are checkpoints and none can be read: beginning anew would overwrite what may still be mended.

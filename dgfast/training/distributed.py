@@ -1,4 +1,5 @@
-"""Several processes: who am I, equal weights at the start, averaged gradients in every step, decisions taken together."""
+"""Several processes: who am I, equal weights at the start, averaged gradients in every step, decisions taken
+together."""
 
 import os
 from collections.abc import Iterable
@@ -17,7 +18,8 @@ T = TypeVar("T")
 
 
 class Votes:
-    """Flags that count as set when any process sets them. All processes cast the same number of votes, in the same order.
+    """Flags that count as set when any process sets them. All processes cast the same number of votes, in the same
+    order.
 
     Args:
         alone: whether there is no other process.
@@ -31,7 +33,8 @@ class Votes:
         """This process's flags; what came of all votes that have not been counted.
 
         Args:
-            at_once: count this one too, which waits for the slowest process; else it counts at the next call, by when it has long
+            at_once: count this one too, which waits for the slowest process; else it counts at the next call, by when
+                it has long
                 been with everybody. Alone, everything counts at once.
         """
         mine = torch.tensor(flags, dtype=torch.uint8)
@@ -107,7 +110,8 @@ class Workers:
             offset += t.numel()
 
     def data_parallel(self, objective: nn.Module, accumulates: bool) -> nn.Module:
-        """The objective, with the mean of its gradients over all processes taken while the backward pass still makes others.
+        """The objective, with the mean of its gradients over all processes taken while the backward pass still makes
+        others.
 
         With a loss that is a mean this is the gradient of the global batch.
 
@@ -117,8 +121,8 @@ class Workers:
         """
         if self.alone:
             return objective
-        # BatchNorm's running statistics differ between processes until `average_statistics`. A static graph has its first backward
-        # pass averaged as a whole, which one that only adds up must not be.
+        # BatchNorm's running statistics differ between processes until `average_statistics`. A static graph has its
+        # first backward pass averaged as a whole, which one that only adds up must not be.
         return DistributedDataParallel(
             objective, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=not accumulates
         )

@@ -1,4 +1,5 @@
-"""Frozen views of networks: gradient flows through them to the images, their weights take none, their statistics stay."""
+"""Frozen views of networks: gradient flows through them to the images, their weights take none, their statistics
+stay."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., A
 
     Args:
         module: any network; its own mode is as before after each call.
-        batch_statistics: BatchNorm normalises by the batch it sees (the reference's setting for E_a' and the teacher) and
+        batch_statistics: BatchNorm normalises by the batch it sees (the reference's setting for E_a' and the teacher)
+            and
             leaves the running statistics alone; False: by the running statistics.
     Returns:
         a callable with the network's own signature.

@@ -1,6 +1,7 @@
 """The loop around a stage: iterations, numbers, pictures, checkpoints, signals, and the place to go on from.
 
-An iteration that logs and saves nothing waits neither for the device (but for fp16, whose loss scale asks) nor for the other
+An iteration that logs and saves nothing waits neither for the device (but for fp16, whose loss scale asks) nor for the
+other
 processes: losses come to the host when the device has them, votes on whether to stop are read one iteration late.
 """
 
@@ -72,7 +73,9 @@ def run_stage(
     workers.same_weights(*stage.modules)
     if start >= iterations:
         if start > iterations and workers.first:
-            say(f"{stage.name}: has {start} iterations behind it already, more than the {iterations} asked for: left as it is")
+            say(
+                f"{stage.name}: has {start} iterations behind it already, more than the {iterations} asked for: left as it is"
+            )
         return
     images = global_batch * (4 if stage.name == "teacher" else 2)
     log = StageLog(run, stage.name, start, iterations, images) if workers.first else None

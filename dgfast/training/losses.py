@@ -42,7 +42,8 @@ def label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structu
     """The label of generated images for the primary head (paper, section 3.2, equation 6 and its alternatives).
 
     Args:
-        style: soft: mean of the softmaxes of the views; hard: its best class; appearance: the identity whose clothes the image
+        style: soft: mean of the softmaxes of the views; hard: its best class; appearance: the identity whose clothes
+            the image
             wears; uniform: all classes alike (LSRO); two-label: the soft label restricted to the two identities.
         teacher_logits: [V, N, K], the teacher on V views (image and mirror).
         appearance, structure: identities [N] of the two providers.

@@ -12,7 +12,8 @@ from dgfast.models import DGNet, Teacher
 
 
 class Schedule:
-    """All learning rates of an optimiser times 0.1 at each milestone: a pure function of the iteration, so it has no state.
+    """All learning rates of an optimiser times 0.1 at each milestone: a pure function of the iteration, so it has no
+    state.
 
     Args:
         optimizer: its groups' rates at the time of the call are the first rates.
@@ -52,7 +53,8 @@ def teacher_optimizer(teacher: Teacher, config: TeacherConfig, weight_decay: flo
 
 
 def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """The momenta that `state_dict` gave; rates, decay and the like stay as they are set now: a resumed run may change them."""
+    """The momenta that `state_dict` gave; rates, decay and the like stay as they are set now: a resumed run may change
+    them."""
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
@@ -83,5 +85,6 @@ def _sgd(network: nn.Module, backbone_rate: float, head_rate: float, weight_deca
         from apex.optimizers import FusedSGD
 
         return FusedSGD(groups, backbone_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
-    # Not fused: when fp16's loss scale skips the very first step, torch 2.11's fused SGD keeps an uninitialised momentum.
+    # Not fused: when fp16's loss scale skips the very first step, torch 2.11's fused SGD keeps an uninitialised
+    # momentum.
     return SGD(groups, momentum=0.9, nesterov=True, weight_decay=weight_decay)

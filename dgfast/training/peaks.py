@@ -7,9 +7,10 @@ import torch
 
 from dgfast.config import Precision
 
-# Dense TFLOP/s of one card from the vendor's data sheets and architecture papers, never with sparsity: matrix units in bf16 or fp16
-# with fp32 accumulation, matrix units in TF32, and fp32 outside them. None: the card has no such units. The words on the left must
-# all occur in the card's name; the first row that fits counts, so the special cards of a family stand before the plain one.
+# Dense TFLOP/s of one card from the vendor's data sheets and architecture papers, never with sparsity: matrix units in
+# bf16 or fp16 with fp32 accumulation, matrix units in TF32, and fp32 outside them. None: the card has no such units.
+# The words on the left must all occur in the card's name; the first row that fits counts, so the special cards of a
+# family stand before the plain one.
 _CARDS: tuple[tuple[str, float | None, float, float | None, float], ...] = (
     # name, bf16, fp16, tf32, fp32
     ("GB200", 2500, 2500, 1250, 80),
@@ -47,7 +48,8 @@ def card_peak(name: str, precision: Precision, tf32: bool) -> float | None:
     """Dense TFLOP/s of a GPU; None for one that is not in the table.
 
     Args:
-        name: as `torch.cuda.get_device_name` gives it. precision: bf16, fp16 or fp32. tf32: whether fp32 products round to TF32.
+        name: as `torch.cuda.get_device_name` gives it. precision: bf16, fp16 or fp32. tf32: whether fp32 products round
+            to TF32.
     """
     words = set(re.split(r"[^A-Z0-9]+", name.upper()))
     for card, bf16, fp16, matrix32, fp32 in _CARDS:
@@ -58,7 +60,8 @@ def card_peak(name: str, precision: Precision, tf32: bool) -> float | None:
 
 
 def cpu_peak(precision: Precision) -> float:
-    """TFLOP/s of this process's threads, measured: the best of torch.mm's products of two square matrices in half a second."""
+    """TFLOP/s of this process's threads, measured: the best of torch.mm's products of two square matrices in half a
+    second."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a, b = (torch.rand(_SIDE, _SIDE).to(dtype) for _ in range(2))
     best = float("inf")

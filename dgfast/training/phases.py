@@ -24,9 +24,9 @@ _DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 class Reading(NamedTuple):
     """What a trace says, per iteration.
 
-    ms: wall time; phases: the same time divided by phase, ms, in the order of `PHASES`; launches: kernels launched from the host
-    (a CUDA graph is one), None without a GPU; device: whether the phases are times of the GPU or, where it recorded nothing, of
-    the host.
+    ms: wall time; phases: the same time divided by phase, ms, in the order of `PHASES`; launches: kernels launched from
+    the host (a CUDA graph is one), None without a GPU; device: whether the phases are times of the GPU or, where it
+    recorded nothing, of the host.
     """
 
     ms: float
@@ -77,9 +77,10 @@ def _within(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 def read(file: Path, steps: int) -> Reading:
     """The times in a Chrome trace of `steps` iterations within one range `STEPS`.
 
-    On a CPU a moment belongs to the range that the host is in. On a GPU it belongs to the range in which the work that runs was
-    launched: communication counts where nothing else runs, data where the host waits for it and the GPU has nothing to do, other
-    pauses are "idle": the host is too slow to launch. Either way all phases together are the wall time.
+    On a CPU a moment belongs to the range that the host is in. On a GPU it belongs to the range in which the work that
+    runs was
+    launched: communication counts where nothing else runs, data where the host waits for it and the GPU has nothing to
+    do, other pauses are "idle": the host is too slow to launch. Either way all phases together are the wall time.
     """
     events = [event for event in json.loads(file.read_text())["traceEvents"] if event.get("ph") == "X"]
     window = next(e for e in events if e["name"] == STEPS and e["cat"] == "user_annotation")
@@ -101,7 +102,8 @@ def read(file: Path, steps: int) -> Reading:
 
 
 def timeline(spans: Iterable[_Span], start: float, end: float, rest: str) -> Iterator[_Span]:
-    """The time from start to end without gaps or overlaps: each moment with the label of the span that counts, or `rest`."""
+    """The time from start to end without gaps or overlaps: each moment with the label of the span that counts, or
+    `rest`."""
     waiting = sorted((span for span in spans if span.end > start and span.start < end), key=lambda span: span.start)
     cuts = sorted({start, end, *(t for s in waiting for t in (s.start, s.end) if start < t < end)})
     active: list[tuple[int, float, float, str]] = []  # rank, start, end, label
@@ -127,13 +129,16 @@ def _host_spans(events: Iterable[dict[str, Any]]) -> Iterator[_Span]:
         elif cat == "cpu_op" and name.startswith(_NODE):
             yield _Span(start, end, "backward", 2)
         elif cat in ("cpu_op", "user_annotation") and name.startswith(_TRANSFERS):
-            # Beside backward nodes a transfer costs nothing; after the last of them, and elsewhere, the others wait for it.
+            # Beside backward nodes a transfer costs nothing; after the last of them, and elsewhere, the others wait for
+            # it.
             yield _Span(start, end, "communication", 3)
         elif cat == "user_annotation" and name == "backward":
             yield _Span(start, end, name, 4)
 
 
-def _device_spans(work: Iterable[dict[str, Any]], calls: Iterable[dict[str, Any]], host: list[_Span]) -> Iterator[_Span]:
+def _device_spans(
+    work: Iterable[dict[str, Any]], calls: Iterable[dict[str, Any]], host: list[_Span]
+) -> Iterator[_Span]:
     launched = {e["args"]["correlation"]: e["ts"] for e in calls if "correlation" in e.get("args", {})}
     starts = [span.start for span in host]
     for event in work:

@@ -38,5 +38,6 @@ class MixedPrecision:
         return torch.autocast(self.device.type, torch.bfloat16 if self.name == "bf16" else torch.float16)
 
     def autocast_penalty(self) -> AbstractContextManager:
-        """Around D's update, whose gradient penalty squares gradients: fp16's range is too small for that, bf16's is not."""
+        """Around D's update, whose gradient penalty squares gradients: fp16's range is too small for that, bf16's is
+        not."""
         return nullcontext() if self.name == "fp16" else self.autocast()

@@ -1,4 +1,5 @@
-"""What iterations of a stage cost: time, floating-point operations, calls, memory. Which part takes the time: phases.py."""
+"""What iterations of a stage cost: time, floating-point operations, calls, memory. Which part takes the time:
+phases.py."""
 
 import itertools
 import math
@@ -29,16 +30,16 @@ Result = TypeVar("Result")
 
 
 class Work(NamedTuple):
-    """Of one iteration and process: floating-point operations of convolutions and matrix products (a multiplication and an addition
-    are two), and calls of operators."""
+    """Of one iteration and process: floating-point operations of convolutions and matrix products (a multiplication and
+    an addition are two), and calls of operators."""
 
     flops: int
     calls: int
 
 
 class Memory(NamedTuple):
-    """GiB. peak: the most held during the iterations; beside: on a GPU what torch's allocator reserved, on a CPU what the process
-    held before them; meaning: what was measured."""
+    """GiB. peak: the most held during the iterations; beside: on a GPU what torch's allocator reserved, on a CPU what
+    the process held before them; meaning: what was measured."""
 
     peak: float
     beside: float
@@ -60,7 +61,9 @@ class Iterations:
         tick: called after each.
     """
 
-    def __init__(self, stage: Stage, loader: Iterator[PairBatch], first: int, device: torch.device, tick: Callable[[], object]):
+    def __init__(
+        self, stage: Stage, loader: Iterator[PairBatch], first: int, device: torch.device, tick: Callable[[], object]
+    ):
         self.stage, self.loader, self.iteration, self.device, self.tick = stage, loader, first, device, tick
 
     def run(self, number: int) -> None:
@@ -80,12 +83,17 @@ class Iterations:
         if not isinstance(self.stage, DGNetStage):
             return teacher
         made = self.stage.networks
-        return dict(zip(NETWORKS, (made.appearance, made.structure, made.decoder, made.discriminator), strict=False)) | teacher
+        return (
+            dict(zip(NETWORKS, (made.appearance, made.structure, made.decoder, made.discriminator), strict=False))
+            | teacher
+        )
 
 
 def all_losses_on(config: LossConfig) -> int:
     """The first iteration at which the weights that grow from 0 are grown."""
-    largest = max(config.appearance_code_weight, config.structure_code_weight, config.cycle_weight, config.teacher_weight)
+    largest = max(
+        config.appearance_code_weight, config.structure_code_weight, config.cycle_weight, config.teacher_weight
+    )
     return config.warmup_start + math.ceil(largest / config.warmup_rate) if config.warmup_rate > 0 else 0
 
 
@@ -105,15 +113,19 @@ def made_up_batches(
 
     def stream() -> StreamBatch:
         label = torch.randint(classes, (samples,), generator=generator)
-        return StreamBatch(images(), images(), images(), images(), label.to(device), torch.arange(samples, device=device))
+        return StreamBatch(
+            images(), images(), images(), images(), label.to(device), torch.arange(samples, device=device)
+        )
 
     return itertools.repeat(PairBatch(stream(), stream()))
 
 
 class _Count(TorchDispatchMode):
-    """Counts operators that reach the dispatcher, one of dgfast's own as one, and the operations of those that torch knows.
+    """Counts operators that reach the dispatcher, one of dgfast's own as one, and the operations of those that torch
+    knows.
 
-    torch's FlopCounterMode has the same table, but follows modules with hooks that fail in the gradient penalty's autograd.grad.
+    torch's FlopCounterMode has the same table, but follows modules with hooks that fail in the gradient penalty's
+    autograd.grad.
     """
 
     def __init__(self) -> None:
@@ -130,7 +142,8 @@ class _Count(TorchDispatchMode):
 
 
 def count(iterations: Iterations) -> Work:
-    """Run one iteration and count; norms and the like count nothing. Not the first, which also makes the optimisers' state."""
+    """Run one iteration and count; norms and the like count nothing. Not the first, which also makes the optimisers'
+    state."""
     with _Count() as counted:
         iterations.run(1)
     return Work(counted.flops, counted.calls)
@@ -145,7 +158,9 @@ def timed(iterations: Iterations, number: int, workers: Workers) -> Timing:
     workers.barrier()
     seconds = (time.perf_counter() - began) / number
     memory = read_memory()
-    all_seconds, peaks, beside = workers.gather(torch.tensor([[seconds, memory.peak, memory.beside]], dtype=torch.float64)).T
+    all_seconds, peaks, beside = workers.gather(
+        torch.tensor([[seconds, memory.peak, memory.beside]], dtype=torch.float64)
+    ).T
     highest = int(peaks.argmax())
     return Timing(float(all_seconds.max()), Memory(float(peaks[highest]), float(beside[highest]), memory.meaning))
 

@@ -1,4 +1,5 @@
-"""The two stages of a run: the teacher (the paper's baseline) and DG-Net. Each is one iteration and the state it needs."""
+"""The two stages of a run: the teacher (the paper's baseline) and DG-Net. Each is one iteration and the state it
+needs."""
 
 import random
 from collections.abc import Callable
@@ -59,7 +60,10 @@ class TeacherStage:
         def objective() -> Losses:
             with self.precision.autocast():
                 logits = self.teacher(images).logits
-                return {"total": losses.cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
+                return {
+                    "total": losses.cross_entropy(logits, labels),
+                    "accuracy": (logits.argmax(1) == labels).float().mean(),
+                }
 
         found = self.update([objective])
         self.precision.scaler.update()
@@ -121,7 +125,8 @@ class DGNetStage:
             made = self._translate(batch)
             again = seen = lambda part: made
         else:
-            # What one part made would have to be kept through the other parts, so D sees it without a graph and it is made again.
+            # What one part made would have to be kept through the other parts, so D sees it without a graph and it is
+            # made again.
             seen, again = self._preview, self._translate
         d = self.update_discriminator([partial(self._discriminator_losses, part, seen, weights) for part in parts])
         g = self.update_generator(
@@ -139,7 +144,9 @@ class DGNetStage:
         with untracked(self.networks):  # the same images will be counted when they are made again
             return self._translate(batch)
 
-    def _discriminator_losses(self, batch: PairBatch, make: Callable[[PairBatch], Translation], weights: Weights) -> Losses:
+    def _discriminator_losses(
+        self, batch: PairBatch, make: Callable[[PairBatch], Translation], weights: Weights
+    ) -> Losses:
         made = make(batch)
         with self.precision.autocast_penalty():
             return discriminator_losses(self.networks, batch, made, weights)
@@ -163,7 +170,8 @@ class DGNetStage:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Four networks, the teacher, three optimisers, loss scale. Schedules, warm-up and draws are functions of the iteration."""
+        """Four networks, the teacher, three optimisers, loss scale. Schedules, warm-up and draws are functions of the
+        iteration."""
         return {
             "networks": self.networks.state_dict(),
             "teacher": self.teacher.state_dict(),

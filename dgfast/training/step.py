@@ -1,7 +1,8 @@
 """One iteration of DG-Net, in the order of the paper (CVPR 2019, section 3; every number: docs/method.md, section 2).
 
-Two streams of images, a and b. s is a structure code, f an appearance code, x_ij = G(s_j, f_i): the clothes of i on the body
-of j. `translate` makes every code and picture once; `discriminator_losses` and `generator_losses` are pure functions of it.
+Two streams of images, a and b. s is a structure code, f an appearance code, x_ij = G(s_j, f_i): the clothes of i on the
+body of j. `translate` makes every code and picture once; `discriminator_losses` and `generator_losses` are pure
+functions of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,9 +84,9 @@ class Translation(NamedTuple):
 def translate(networks: DGNet, batch: PairBatch, joint_statistics: bool = False) -> Translation:
     """Encode both streams and decode the six images of section 3.1: two swaps, four reconstructions.
 
-    The appearance codes come from the clean images and carry no gradient. Norms in E_s and G are per sample, so images that
-    meet the same network go through it as one batch, and the decoder does for one body what does not depend on its clothes
-    once; for E_a, which has BatchNorm, see `each`.
+    The appearance codes come from the clean images and carry no gradient. Norms in E_s and G are per sample, so images
+    that meet the same network go through it as one batch, and the decoder does for one body what does not depend on its
+    clothes once; for E_a, which has BatchNorm, see `each`.
     """
     s = networks.structure(grey(torch.cat([batch.a.image, batch.b.image])))
     s_a, s_b = s.chunk(2)
@@ -103,7 +104,8 @@ def translate(networks: DGNet, batch: PairBatch, joint_statistics: bool = False)
 
 
 def discriminator_losses(networks: DGNet, batch: PairBatch, made: Translation, weights: Weights) -> Losses:
-    """The losses of D (section 3.1, equation 5): least squares over all scales and the penalty on the gradient at real images.
+    """The losses of D (section 3.1, equation 5): least squares over all scales and the penalty on the gradient at real
+    images.
 
     Returns:
         scalars: real, fake, r1 (before its weight), total. Both streams summed.
@@ -136,12 +138,15 @@ def generator_losses(
     Args:
         networks, batch, made, weights: as `translate` took and gave them.
         teacher: the frozen baseline that gives soft labels.
-        structure_learns: how generated images meet E_s: True: they are detached and E_s learns; False: E_s is frozen and the
+        structure_learns: how generated images meet E_s: True: they are detached and E_s learns; False: E_s is frozen
+            and the
             gradient reaches the images. Drawn with probability 0.5 by the caller.
         label_style: label of generated images for the primary head.
-        appearance_code_gradient: False: codes are detached wherever E_a makes them (reference); True: the reconstruction of the
+        appearance_code_gradient: False: codes are detached wherever E_a makes them (reference); True: the
+            reconstruction of the
             appearance code reaches the generator (paper, equation 2).
-        batch_statistics: the frozen views and the teacher normalise by the batch (True) or by running statistics (False).
+        batch_statistics: the frozen views and the teacher normalise by the batch (True) or by running statistics
+            (False).
         joint_statistics: whether BatchNorm sees both streams together; see `each`.
     Returns:
         scalars, each before its weight and summed over both streams, and their weighted "total".
@@ -152,13 +157,16 @@ def generator_losses(
     learned = networks.appearance
     judge = frozen(networks.appearance, batch_statistics)  # E_a': gradient reaches the image, not the weights
 
-    # Reconstructions: name -> weight, and (found, wanted) of both streams. Each is a mean absolute difference; all are summed in
-    # one pass at the end, together with the divergence of the primary head.
+    # Reconstructions: name -> weight, and (found, wanted) of both streams. Each is a mean absolute difference; all are
+    # summed in one pass at the end, together with the divergence of the primary head.
     l1: dict[str, tuple[float, tuple[Pair, Pair]]] = {}
 
     # --- Self-identity generation: an image from its own codes, and from the code of its positive (equations 1 and 2)
     l1["image"] = weights.image, ((a.reconstructed, batch.a.image), (b.reconstructed, batch.b.image))
-    l1["positive"] = weights.positive, ((a.reconstructed_positive, batch.a.image), (b.reconstructed_positive, batch.b.image))
+    l1["positive"] = (
+        weights.positive,
+        ((a.reconstructed_positive, batch.a.image), (b.reconstructed_positive, batch.b.image)),
+    )
 
     # --- Cross-identity generation: both codes must be found again in the generated image (equation 4)
     again_a, again_b = each(judge, (x_ba, x_ab), joint_statistics)
@@ -208,7 +216,8 @@ def generator_losses(
         # fine-grained features are those of the body, not of the clothes: hair, hat, bag, build
         fine = losses.cross_entropy(student_a.fine_logits, y_b) + losses.cross_entropy(student_b.fine_logits, y_a)
 
-    # --- The sum (equation 13). The divergence is a mean over both streams together: half of what the two means add up to.
+    # --- The sum (equation 13). The divergence is a mean over both streams together: half of what the two means add up
+    # to.
     l1_kl, terms = l1_kl_loss(
         [pair for _, pairs in l1.values() for pair in pairs],
         [weight for weight, pairs in l1.values() for _ in pairs],
@@ -251,8 +260,8 @@ def teach(
 def each(network: Callable[[Tensor], Output], streams: Sequence[Tensor], joint: bool) -> list[Output]:
     """The network's output for each stream of images.
 
-    One by one, as the reference does, BatchNorm normalises each stream by its own statistics; joint, all streams pass as one
-    batch and share theirs. Without BatchNorm in training mode the two are equal.
+    One by one, as the reference does, BatchNorm normalises each stream by its own statistics; joint, all streams pass
+    as one batch and share theirs. Without BatchNorm in training mode the two are equal.
     """
     if not joint:
         return [network(x) for x in streams]

@@ -47,7 +47,9 @@ class Trainer:
         if not data.train:
             raise UserError(f"{data.root} has no training images; expected at least two identities to train on")
         if data.num_classes < 2:
-            raise UserError(f"{data.root} has {data.num_classes} training identity; expected at least two: swaps need another")
+            raise UserError(
+                f"{data.root} has {data.num_classes} training identity; expected at least two: swaps need another"
+            )
         _, loader = choose(config.data.loader, workers.device)
         if workers.first:
             log.info("images are loaded by %s", loader)
@@ -56,13 +58,16 @@ class Trainer:
         try:
             self.networks = DGNet(config.model, data.num_classes)
         except ValueError as error:
-            raise UserError(f"model sizes do not fit together: {error}; mend --parts, --backbone or --decoder-blocks") from error
+            raise UserError(
+                f"model sizes do not fit together: {error}; mend --parts, --backbone or --decoder-blocks"
+            ) from error
         self.teacher = self._make_teacher()
         if not config.teaching.start_from_teacher:
             self._load_backbone(self.networks.appearance.backbone)
 
     def train(self) -> tuple[DGNet, Teacher]:
-        """Both stages; goes on where the run directory's checkpoints end. Writes teacher.safetensors and model.safetensors.
+        """Both stages; goes on where the run directory's checkpoints end. Writes teacher.safetensors and
+        model.safetensors.
 
         Returns:
             the trained networks and the teacher, on this process's device, in eval mode.
@@ -98,7 +103,8 @@ class Trainer:
         return TeacherStage(teacher, self.config, self.workers, self.precision)
 
     def dgnet_stage(self, teacher: Teacher) -> DGNetStage:
-        """DG-Net's stage before its first iteration, on this process's device, taught by the teacher of `teacher_stage`."""
+        """DG-Net's stage before its first iteration, on this process's device, taught by the teacher of
+        `teacher_stage`."""
         networks = self._place(self.networks)
         if self.config.run.checkpoint_activations:
             networks.structure.recompute = networks.decoder.recompute = True
@@ -196,7 +202,9 @@ class Trainer:
         """A function that writes samples/NNNNNNNN.png of the same images at each call."""
         records = spread(self.data.train, 2 * GRID_COLUMNS)
         device = self.workers.device
-        images, _ = next(evaluation_batches(self.config.data.loader, records, self.image_size, len(records), device=device))
+        images, _ = next(
+            evaluation_batches(self.config.data.loader, records, self.image_size, len(records), device=device)
+        )
         a, b = images.chunk(2)
 
         def picture(iteration: int) -> Tensor:

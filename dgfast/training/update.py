@@ -1,4 +1,5 @@
-"""One update of some networks: their gradients, over all parts of a batch and all processes, and a step of their optimisers."""
+"""One update of some networks: their gradients, over all parts of a batch and all processes, and a step of their
+optimisers."""
 
 from collections.abc import Callable, Sequence
 
@@ -29,7 +30,8 @@ class Update:
 
     Args:
         learners: networks all of whose parameters get a gradient from the objective. optimizers: theirs.
-        workers, precision: as everywhere. parts: number of parts of a batch. clip: largest norm of the gradient, 0 for any.
+        workers, precision: as everywhere. parts: number of parts of a batch. clip: largest norm of the gradient, 0 for
+            any.
     """
 
     def __init__(
@@ -66,8 +68,8 @@ class Update:
             if self.clip:
                 for optimizer in self.optimizers:
                     scaler.unscale_(optimizer)
-                # A gradient that is not finite, which fp16's scale leaves behind while it settles, has its own optimiser skipped;
-                # it must not make the others' gradients so: they become 0.
+                # A gradient that is not finite, which fp16's scale leaves behind while it settles, has its own
+                # optimiser skipped; it must not make the others' gradients so: they become 0.
                 norm = nn.utils.get_total_norm([p.grad for p in self.parameters]).nan_to_num(torch.inf, torch.inf)
                 nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
             for optimizer in self.optimizers:

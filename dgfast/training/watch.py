@@ -46,7 +46,10 @@ class LossWatch:
             self._coming.popleft()
             self._latest = values
             if self._broken is None and not torch.isfinite(values).all():
-                self._broken = iteration, [name for name, value in zip(self.names, values, strict=True) if not value.isfinite()]
+                self._broken = (
+                    iteration,
+                    [name for name, value in zip(self.names, values, strict=True) if not value.isfinite()],
+                )
         return self._broken
 
     def latest(self) -> Tensor:

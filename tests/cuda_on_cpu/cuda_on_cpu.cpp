@@ -1,6 +1,4 @@
 // Fibers and scheduler behind the CPU stand-in for the CUDA runtime (see cuda_runtime.h in this folder).
-#include "cuda_runtime.h"
-
 #include <ucontext.h>
 
 #include <algorithm>
@@ -10,6 +8,8 @@
 #include <memory>
 #include <numeric>
 #include <vector>
+
+#include "cuda_runtime.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -29,9 +29,9 @@ alignas(16) uint4 dynamic_shared[most_shared / sizeof(uint4)];
 namespace cuda_on_cpu {
 namespace {
 
-// Where to go on, for the compiler's own setjmp: it makes no system call, and AddressSanitizer, which is told of every switch
-// below, does not clear the whole stack's shadow on it.
-using Place = void*[5];
+// Where to go on, for the compiler's own setjmp: it makes no system call, and AddressSanitizer, which is told of every
+// switch below, does not clear the whole stack's shadow on it.
+using Place = void* [5];
 #define BARE __attribute__((noinline, no_sanitize("address")))
 
 enum class State { ready, waiting, done };
@@ -165,7 +165,8 @@ void release_warp(int warp) {
     Fiber& fiber = fiber_of(first + lane);
     done += fiber.state == State::done;
     waiting += fiber.state == State::waiting;
-    if (fiber.state == State::waiting && fiber.kind != fiber_of(first).kind) fail("lanes of a warp are at different collectives");
+    if (fiber.state == State::waiting && fiber.kind != fiber_of(first).kind)
+      fail("lanes of a warp are at different collectives");
   }
   if (done == 32) return;
   if (done > 0) fail("some lanes of a warp have returned, others wait at a collective");
@@ -236,8 +237,9 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
   const auto shared = config.dynamicSmemBytes;
   const auto found = machine.allowed.find(kernel);
   const size_t allowed = found == machine.allowed.end() ? plain_shared : std::max<size_t>(plain_shared, found->second);
-  if (shared > allowed || config.gridDim.x == 0 || config.gridDim.x > 0x7fffffffu || config.gridDim.y * config.gridDim.z != 1 ||
-      config.blockDim.x == 0 || config.blockDim.x > 1024 || config.blockDim.x % 32 != 0 || config.blockDim.y * config.blockDim.z != 1)
+  if (shared > allowed || config.gridDim.x == 0 || config.gridDim.x > 0x7fffffffu ||
+      config.gridDim.y * config.gridDim.z != 1 || config.blockDim.x == 0 || config.blockDim.x > 1024 ||
+      config.blockDim.x % 32 != 0 || config.blockDim.y * config.blockDim.z != 1)
     return cudaErrorInvalidConfiguration;
   machine.threads = int(config.blockDim.x);
   while (int(machine.fibers.size()) < machine.threads) {
@@ -283,4 +285,6 @@ cudaError_t cudaGetDeviceCount(int* count) {
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
-const char* cudaGetErrorString(cudaError_t code) { return code == cudaSuccess ? "no error" : "an error of the CPU stand-in"; }
+const char* cudaGetErrorString(cudaError_t code) {
+  return code == cudaSuccess ? "no error" : "an error of the CPU stand-in";
+}

@@ -1,12 +1,12 @@
-// The part of the CUDA runtime and language that csrc/cuda/ uses, on the CPU: found in place of the toolkit's header of the
-// same name, it lets g++ compile those sources unchanged, so that tests run every kernel where there is no GPU.
+// The part of the CUDA runtime and language that csrc/cuda/ uses, on the CPU: found in place of the toolkit's header of
+// the same name, it lets g++ compile those sources unchanged, so that tests run every kernel where there is no GPU.
 //
-// Each thread of a block is a fiber; blocks run one after another. __syncthreads and the warp collectives suspend a fiber
-// until all the others have come to the same one, and end the process with a message where the real machine would hang or
-// leave the result undefined: some threads gone or at another collective, a mask that is not the whole warp. The order in
-// which lanes, warps and blocks run is the test's choice (cuda_on_cpu_schedule), so a missing barrier shows as a different
-// result. Shared memory is dynamic only, filled with garbage for each block, and out of bounds behind its end
-// (AddressSanitizer builds).
+// Each thread of a block is a fiber; blocks run one after another. __syncthreads and the warp collectives suspend a
+// fiber until all the others have come to the same one, and end the process with a message where the real machine would
+// hang or leave the result undefined: some threads gone or at another collective, a mask that is not the whole warp.
+// The order in which lanes, warps and blocks run is the test's choice (cuda_on_cpu_schedule), so a missing barrier
+// shows as a different result. Shared memory is dynamic only, filled with garbage for each block, and out of bounds
+// behind its end (AddressSanitizer builds).
 #pragma once
 
 #include <cmath>
@@ -52,8 +52,8 @@ namespace cuda_on_cpu {
 
 enum class Collective { block_barrier, block_vote, warp_barrier, shuffle, ballot };
 
-// Suspends the calling thread until its warp (or block) has arrived; returns the 32 values that the lanes brought, after a
-// block_vote whether any thread's was not 0.
+// Suspends the calling thread until its warp (or block) has arrived; returns the 32 values that the lanes brought,
+// after a block_vote whether any thread's was not 0.
 const uint64_t* meet(Collective kind, unsigned mask, uint64_t value);
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*thread)(void*), void* arguments);
 
@@ -127,12 +127,13 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute which, int va
 }
 
 template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
   auto thread = [&] { kernel(Parameters(arguments)...); };
   const auto call = [](void* made) { (*static_cast<decltype(thread)*>(made))(); };
   return cuda_on_cpu::launch(*config, reinterpret_cast<const void*>(kernel), call, &thread);
 }
 
-// The order in which lanes, warps and blocks run from here on: 0 ascending, 1 descending, any other value shuffles them with that
-// seed. It must not change a result.
+// The order in which lanes, warps and blocks run from here on: 0 ascending, 1 descending, any other value shuffles them
+// with that seed. It must not change a result.
 extern "C" void cuda_on_cpu_schedule(int schedule);

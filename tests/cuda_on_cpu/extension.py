@@ -1,4 +1,5 @@
-"""`dgfast._rerank.cuda` on the CPU: the functions of csrc/bindings.cpp with their arguments, for tensors in host memory."""
+"""`dgfast._rerank.cuda` on the CPU: the functions of csrc/bindings.cpp with their arguments, for tensors in host
+memory."""
 
 import numpy as np
 from torch import Tensor
@@ -34,13 +35,19 @@ class Extension:
         return self._machine.longest_list
 
     def nearest_start(self, distances, indices, farthest, stream):
-        self._call("nearest_start", Lists.of(*_arrays((distances, indices, farthest)), 0, distances.shape[1]), distances.shape[0])
+        self._call(
+            "nearest_start",
+            Lists.of(*_arrays((distances, indices, farthest)), 0, distances.shape[1]),
+            distances.shape[0],
+        )
 
     def nearest_block_workspace(self, rows, columns, k, symmetric):
         shape = Block(None, columns, 0, rows, 0, columns)
         return self._machine.size("nearest_block_workspace", shape, Lists(None, None, None, 0, k), symmetric)
 
-    def nearest_block(self, values, row, column, norms, distances, indices, farthest, first, symmetric, workspace, stream):
+    def nearest_block(
+        self, values, row, column, norms, distances, indices, farthest, first, symmetric, workspace, stream
+    ):
         shape = Block.of(_array(values), values.shape[1], row, values.shape[0], column, values.shape[1])
         lists = Lists.of(*_arrays((distances, indices, farthest)), first, distances.shape[1])
         space = self._room(workspace, self.nearest_block_workspace(*values.shape, distances.shape[1], symmetric))
@@ -63,7 +70,20 @@ class Extension:
         self._call("expand_count", _neighbours(distances, indices, farthest), *shape, space)
 
     def expand_fill(
-        self, distances, indices, farthest, back, half, features, squared, row, offsets, columns, values, workspace, stream
+        self,
+        distances,
+        indices,
+        farthest,
+        back,
+        half,
+        features,
+        squared,
+        row,
+        offsets,
+        columns,
+        values,
+        workspace,
+        stream,
     ):
         reach, rows = Reach(back.shape[1], half), len(offsets) - 1
         space = self._room(workspace, self.expand_workspace(*indices.shape, reach.near, half, rows))
@@ -74,7 +94,9 @@ class Extension:
     def average_workspace(self, k2, longest, rows):
         return self._machine.size("average_workspace", k2, longest, rows)
 
-    def average_count(self, distances, indices, farthest, k2, offsets, columns, values, longest, row, counts, workspace, stream):
+    def average_count(
+        self, distances, indices, farthest, k2, offsets, columns, values, longest, row, counts, workspace, stream
+    ):
         lists, weights = _neighbours(distances, indices, farthest), _sparse(offsets, columns, values)
         space = self._room(workspace, self.average_workspace(k2, longest, len(counts)))
         self._call("average_count", lists, k2, weights, longest, row, len(counts), _array(counts), space)
@@ -83,7 +105,11 @@ class Extension:
         self, distances, indices, farthest, k2, offsets, columns, values, longest, row, new_offsets, new_columns, new_values,
         workspace, stream,
     ):  # fmt: skip
-        lists, weights, rows = _neighbours(distances, indices, farthest), _sparse(offsets, columns, values), len(new_offsets) - 1
+        lists, weights, rows = (
+            _neighbours(distances, indices, farthest),
+            _sparse(offsets, columns, values),
+            len(new_offsets) - 1,
+        )
         space = self._room(workspace, self.average_workspace(k2, longest, rows))
         made = _arrays((new_offsets, new_columns, new_values))
         self._call("average_fill", lists, k2, weights, longest, row, rows, *made, space)

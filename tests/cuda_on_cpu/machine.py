@@ -1,7 +1,7 @@
 """The CUDA stages on the CPU: compiles csrc/cuda/ against the stand-in in this folder and calls it with NumPy arrays.
 
-Run as a program it compares the stages with the dense oracle on random cases (`python -m tests.cuda_on_cpu.machine LIBRARY`): the
-AddressSanitizer test starts it in a process of its own, with the sanitizer loaded first.
+Run as a program it compares the stages with the dense oracle on random cases (`python -m tests.cuda_on_cpu.machine
+LIBRARY`): the AddressSanitizer test starts it in a process of its own, with the sanitizer loaded first.
 """
 
 import ctypes
@@ -16,7 +16,18 @@ from .oracle import Case, Setting, dense, distances, random_case, symmetric_prod
 
 HERE = Path(__file__).parent
 SOURCES = [*sorted((HERE.parents[1] / "csrc" / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cpp"))]
-FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+FLAGS = [
+    "-std=c++20",
+    "-O1",
+    "-g",
+    "-fPIC",
+    "-shared",
+    "-U_FORTIFY_SOURCE",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+]
 
 _POISON = {"float32": np.nan, "int32": -(2**31) + 1, "int64": -(2**62), "uint8": 255}
 
@@ -284,7 +295,9 @@ def main() -> None:
         cases.append(Case(features, symmetric_products(features), n - 9, setting, (n, n), n))
     for schedule, case in enumerate(cases):
         machine.schedule(schedule)
-        result = machine.rerank(case.features, case.products, case.queries, case.setting, block=case.block, rows=case.rows)
+        result = machine.rerank(
+            case.features, case.products, case.queries, case.setting, block=case.block, rows=case.rows
+        )
         np.testing.assert_allclose(result, dense(case.products, case.queries, case.setting), rtol=0, atol=2e-6)
     print("equal")
 

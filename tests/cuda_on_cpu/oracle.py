@@ -1,7 +1,7 @@
 """k-reciprocal re-ranking as docs/method states it, dense and in float64; and random cases for it.
 
-Ties are decided by index. The distances are those that csrc/rerank.hpp defines, in float32 from given inner products, so that the
-same neighbours are found wherever the products come from.
+Ties are decided by index. The distances are those that csrc/rerank.hpp defines, in float32 from given inner products,
+so that the same neighbours are found wherever the products come from.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,9 @@ def weights(products: np.ndarray, setting: Setting) -> np.ndarray:
                 members |= half[candidate]
         chosen = sorted(members)
         v[i, chosen] = np.exp(-scaled[i, chosen])
-        v[i] /= v[i].sum() if chosen else 1  # among many duplicates an image can be far from its own nearest, and have none
+        v[i] /= (
+            v[i].sum() if chosen else 1
+        )  # among many duplicates an image can be far from its own nearest, and have none
     return v
 
 
@@ -95,7 +97,8 @@ class Case(NamedTuple):
 
 
 def random_case(seed: int) -> Case:
-    """A small problem of odd sizes: clustered features with duplicates and, on every third seed, a grid full of ties."""
+    """A small problem of odd sizes: clustered features with duplicates and, on every third seed, a grid full of
+    ties."""
     r = np.random.default_rng(seed)
     n = int(r.integers(2, 90))
     dims = int(r.integers(1, 40))
@@ -109,4 +112,6 @@ def random_case(seed: int) -> Case:
     k1 = int(r.integers(1, min(n, 45)))
     setting = Setting(k1, int(r.integers(1, min(k1 + 1, 12) + 1)), float(r.uniform(0, 1)), bool(r.integers(2)))
     block = (int(r.integers(1, 90)), int(r.integers(1, 300)))
-    return Case(features, symmetric_products(features), int(r.integers(1, n)), setting, block, int(r.integers(1, n + 1)))
+    return Case(
+        features, symmetric_products(features), int(r.integers(1, n)), setting, block, int(r.integers(1, n + 1))
+    )

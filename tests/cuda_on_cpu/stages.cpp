@@ -14,18 +14,27 @@ int stage_nearest_block(Block block, const float* norms, Lists lists, bool symme
   return cuda::nearest_block(block, norms, lists, symmetric, workspace, nullptr);
 }
 int stage_distances_block(Block block, const float* norms) { return cuda::distances_block(block, norms, nullptr); }
-int stage_reciprocal(Neighbours lists, int64_t near, int32_t* back) { return cuda::reciprocal(lists, near, back, nullptr); }
-int64_t stage_expand_workspace(Neighbours lists, Reach reach, int64_t rows) { return cuda::expand_workspace(lists, reach, rows); }
-int stage_expand_count(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows, int64_t* counts, void* workspace) {
+int stage_reciprocal(Neighbours lists, int64_t near, int32_t* back) {
+  return cuda::reciprocal(lists, near, back, nullptr);
+}
+int64_t stage_expand_workspace(Neighbours lists, Reach reach, int64_t rows) {
+  return cuda::expand_workspace(lists, reach, rows);
+}
+int stage_expand_count(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows, int64_t* counts,
+                       void* workspace) {
   return cuda::expand_count(lists, back, reach, row, rows, counts, workspace, nullptr);
 }
-int stage_expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims, bool squared, int64_t row,
-                      int64_t rows, const int64_t* offsets, int32_t* columns, float* values, void* workspace) {
-  return cuda::expand_fill(lists, back, reach, features, dims, squared, row, rows, offsets, columns, values, workspace, nullptr);
+int stage_expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims,
+                      bool squared, int64_t row, int64_t rows, const int64_t* offsets, int32_t* columns, float* values,
+                      void* workspace) {
+  return cuda::expand_fill(lists, back, reach, features, dims, squared, row, rows, offsets, columns, values, workspace,
+                           nullptr);
 }
-int64_t stage_average_workspace(int64_t k2, int64_t longest, int64_t rows) { return cuda::average_workspace(k2, longest, rows); }
-int stage_average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t longest, int64_t row, int64_t rows, int64_t* counts,
-                        void* workspace) {
+int64_t stage_average_workspace(int64_t k2, int64_t longest, int64_t rows) {
+  return cuda::average_workspace(k2, longest, rows);
+}
+int stage_average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t longest, int64_t row, int64_t rows,
+                        int64_t* counts, void* workspace) {
   return cuda::average_count(lists, k2, weights, longest, row, rows, counts, workspace, nullptr);
 }
 int stage_average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t longest, int64_t row, int64_t rows,
@@ -41,8 +50,8 @@ int stage_invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, 
   return cuda::invert_fill(weights, row, rows, n, entries, offsets, rows_of, values, workspace, nullptr);
 }
 int64_t stage_jaccard_workspace(int64_t rows, int64_t gallery) { return cuda::jaccard_workspace(rows, gallery); }
-int stage_jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery,
-                  float lambda, bool squared, float* block, void* workspace) {
+int stage_jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows,
+                  int64_t gallery, float lambda, bool squared, float* block, void* workspace) {
   return cuda::jaccard(weights, inverted, farthest, row, rows, gallery, lambda, squared, block, workspace, nullptr);
 }
 

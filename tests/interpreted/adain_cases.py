@@ -13,8 +13,9 @@ from dgfast.models import decoder, layers, structure
 fused = importlib.import_module("dgfast.kernels.adain")
 Tiling = fused.Tiling
 
-# Of the reference's largest value, for outputs and gradients. With a mean of 50 deviations one rounding of that mean is 2e-6 of
-# every normalised value, and gradients sum over them (eager fp32: up to 1e-4). The interpreter truncates where a GPU rounds.
+# Of the reference's largest value, for outputs and gradients. With a mean of 50 deviations one rounding of that mean is
+# 2e-6 of every normalised value, and gradients sum over them (eager fp32: up to 1e-4). The interpreter truncates where
+# a GPU rounds.
 TOLERANCE = {torch.float32: (2e-5, 1e-4), torch.float16: (2e-3, 2e-3), torch.bfloat16: (1.6e-2, 1.6e-2)}
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 PLANE = Tiling(32, 16, 4, 0)
@@ -133,7 +134,9 @@ def test_a_constant_sample_has_a_gradient():
 def test_border_is_the_reflection_of_the_inside():
     x = random(2, 16, 6, 5)
     bare = adain(x, slope=0.2, impl="triton")
-    assert torch.equal(adain(x, slope=0.2, pad=3, impl="triton"), torch.nn.functional.pad(bare, (3,) * 4, mode="reflect"))
+    assert torch.equal(
+        adain(x, slope=0.2, pad=3, impl="triton"), torch.nn.functional.pad(bare, (3,) * 4, mode="reflect")
+    )
 
 
 def test_views_are_read_in_place_and_other_layouts_converted():
@@ -145,7 +148,9 @@ def test_views_are_read_in_place_and_other_layouts_converted():
         before = fused.fallbacks()
         out = adain(x, slope=0.2, residual=added, pad=1, impl="triton")
         out.backward(upstream)
-        return (out, x.grad, added.grad), {k: v - before.get(k, 0) for k, v in fused.fallbacks().items() if v > before.get(k, 0)}
+        return (out, x.grad, added.grad), {
+            k: v - before.get(k, 0) for k, v in fused.fallbacks().items() if v > before.get(k, 0)
+        }
 
     expected, counted = run(x, added, upstream)
     assert not counted
@@ -162,7 +167,8 @@ def test_views_are_read_in_place_and_other_layouts_converted():
 
 
 def test_launches(launches):
-    """One each way where a program holds a plane, two where the reduction is split; the residual's gradient comes for free."""
+    """One each way where a program holds a plane, two where the reduction is split; the residual's gradient comes for
+    free."""
     x = random(2, 16, 6, 5).requires_grad_()
     added = random(2, 16, 6, 5, seed=1).requires_grad_()
     scale, bias = random(2, 16, seed=2).requires_grad_(), random(2, 16, seed=3).requires_grad_()

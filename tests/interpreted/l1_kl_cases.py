@@ -1,4 +1,5 @@
-"""The kernels of the combined L1/KL loss in Triton's interpreter; `tests/test_l1_kl.py` runs this file with TRITON_INTERPRET=1."""
+"""The kernels of the combined L1/KL loss in Triton's interpreter; `tests/test_l1_kl.py` runs this file with
+TRITON_INTERPRET=1."""
 
 import math
 
@@ -41,14 +42,26 @@ def made(*shape, seed=0, dtype=F32, offset=0.0, spread=1.0):
     return (torch.randn(shape, generator=rng, dtype=torch.float64) * spread + offset).to(dtype)
 
 
-def check(pairs, weights, student=None, teacher=None, kl_weight=0.0, *, labels=None, upstream=-1.7, rtol=2e-6, atol=0.0):
+def check(
+    pairs, weights, student=None, teacher=None, kl_weight=0.0, *, labels=None, upstream=-1.7, rtol=2e-6, atol=0.0
+):
     """Values and gradients of the kernel against the reference in fp64, with an upstream gradient that is not 1."""
     predictions = [p.detach().requires_grad_(p.requires_grad) for p, _ in pairs]
     wide = [p.detach().double().requires_grad_(p.requires_grad) for p, _ in pairs]
     targets = [t for _, t in pairs]
-    students = [None, None] if student is None else [student.detach().requires_grad_(), student.detach().double().requires_grad_()]
+    students = (
+        [None, None]
+        if student is None
+        else [student.detach().requires_grad_(), student.detach().double().requires_grad_()]
+    )
     found = l1_kl_loss(
-        list(zip(predictions, targets, strict=True)), weights, students[0], teacher, kl_weight, labels=labels, impl="triton"
+        list(zip(predictions, targets, strict=True)),
+        weights,
+        students[0],
+        teacher,
+        kl_weight,
+        labels=labels,
+        impl="triton",
     )
     right = l1_kl_loss(
         [(p, t.double()) for p, t in zip(wide, targets, strict=True)], weights, students[1],
@@ -74,11 +87,15 @@ def check(pairs, weights, student=None, teacher=None, kl_weight=0.0, *, labels=N
 @pytest.mark.parametrize(("dtype", "atol", "rtol"), TOLERANCES)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_a_step(dtype, atol, rtol, last):
-    """Images against fp32 images, codes, logits: every kind of tensor of one iteration at once, some without gradient."""
+    """Images against fp32 images, codes, logits: every kind of tensor of one iteration at once, some without
+    gradient."""
     shape = torch.channels_last if last else torch.contiguous_format
     pairs = [
         (made(2, 3, 32, 16, seed=0, dtype=dtype).to(memory_format=shape).requires_grad_(), made(2, 3, 32, 16, seed=1)),
-        (made(2, 8, 9, 5, seed=2, dtype=dtype).to(memory_format=shape).requires_grad_(), made(2, 8, 9, 5, seed=3, dtype=dtype)),
+        (
+            made(2, 8, 9, 5, seed=2, dtype=dtype).to(memory_format=shape).requires_grad_(),
+            made(2, 8, 9, 5, seed=3, dtype=dtype),
+        ),
         (made(3, 1024, seed=4, dtype=dtype), made(3, 1024, seed=5)),
         (made(7, seed=6, dtype=dtype).requires_grad_(), made(7, seed=7, dtype=B16)),
     ]
@@ -131,7 +148,14 @@ def test_equal_values_have_no_slope():
 @pytest.mark.parametrize("classes", [1, 2, 511, 512, 513, 10_000])
 @pytest.mark.parametrize("views", [1, 2, 3])
 def test_divergence(classes, views):
-    check([], [], made(3, classes, offset=5, spread=3), made(views, 3, classes, seed=1, offset=-50, spread=3), 0.9, rtol=1e-5)
+    check(
+        [],
+        [],
+        made(3, classes, offset=5, spread=3),
+        made(views, 3, classes, seed=1, offset=-50, spread=3),
+        0.9,
+        rtol=1e-5,
+    )
 
 
 def test_divergence_of_extreme_logits():
@@ -175,8 +199,12 @@ def test_many_pairs_take_several_launches(launches):
 
 
 def test_launches_of_a_step(launches):
-    """One launch and one small reduction, whatever the number of terms, layouts and dtypes; one in the backward pass."""
-    images = [(made(2, 3, 8, 4, seed=i).to(memory_format=torch.channels_last).requires_grad_(), made(2, 3, 8, 4)) for i in range(6)]
+    """One launch and one small reduction, whatever the number of terms, layouts and dtypes; one in the backward
+    pass."""
+    images = [
+        (made(2, 3, 8, 4, seed=i).to(memory_format=torch.channels_last).requires_grad_(), made(2, 3, 8, 4))
+        for i in range(6)
+    ]
     codes = [(made(2, 16, seed=i, dtype=B16).requires_grad_(), made(2, 16, dtype=B16)) for i in range(4)]
     student, teacher = made(2, 9).requires_grad_(), made(2, 2, 9, seed=1)
     total, _ = l1_kl_loss(images + codes, [1.0] * 10, student, teacher, 1.0, impl="triton")
@@ -196,7 +224,9 @@ def test_an_incoming_gradient_of_one_moves_nothing(monkeypatch, upstream):
     stores = []
     for name in ("create_store", "create_masked_store"):
         original = getattr(interpreter_builder, name)
-        monkeypatch.setattr(interpreter_builder, name, lambda *args, original=original: (stores.append(1), original(*args))[1])
+        monkeypatch.setattr(
+            interpreter_builder, name, lambda *args, original=original: (stores.append(1), original(*args))[1]
+        )
     (found,) = torch.autograd.grad(total, x, torch.tensor(upstream))
     assert found.data_ptr() == kept.data_ptr()
     assert (len(stores) == 0) == (upstream == 1)
@@ -223,7 +253,9 @@ def test_fp16_gradients_survive_a_small_weight():
 
 def test_equal_calls_give_equal_bits():
     pairs = [(made(9999), made(9999, seed=1)), (made(77, seed=2), made(77, seed=3))]
-    first, again = (l1_kl_loss(pairs, [1.0, 2.0], made(6, 700), made(2, 6, 700, seed=4), 0.3, impl="triton") for _ in range(2))
+    first, again = (
+        l1_kl_loss(pairs, [1.0, 2.0], made(6, 700), made(2, 6, 700, seed=4), 0.3, impl="triton") for _ in range(2)
+    )
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
 
 
@@ -276,7 +308,9 @@ def test_compiled_once_while_weights_grow():
         graphs.append(graph)
         return graph.forward
 
-    loss = torch.compile(lambda weight: l1_kl_loss([(x, target)], [weight], impl="triton")[0], fullgraph=True, backend=backend)
+    loss = torch.compile(
+        lambda weight: l1_kl_loss([(x, target)], [weight], impl="triton")[0], fullgraph=True, backend=backend
+    )
     for i in range(12):
         assert loss(0.1 * i + 0.1).item() == pytest.approx(loss(0.1).item() * (i + 1), rel=1e-5)
     assert len(graphs) <= 3
