@@ -1,0 +1,86 @@
+"""Files that appear whole or not at all: every file that dgfast writes is written through `replacing`."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; what was written takes the place of `path` when the context ends without error.
+
+    A reader sees the old content or the new, whatever happens in between: a crash, a full disk, a power cut. After an
+    error the partial file is removed and `path` is as it was.
+
+    Args:
+        path: file to write; its folder is made if need be. Or a folder to make, if the context makes the name that it
+            gets a folder; then `path` must not exist yet, or be an empty folder.
+    Yields:
+        the name to write to, in the same folder, hidden and ending in ".tmp"; nothing is there yet.
+    Raises:
+        OSError: the file or the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield partial
+        _flush(partial)  # the rename must not reach the disk before the content
+        os.replace(partial, path)
+        _flush(path.parent)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Args:
+        text: its content. path: file to write.
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(values: object, path: Path) -> None:
+    """Write a JSON file, indented, whole or not at all.
+
+    Args:
+        values: what `json.dumps` takes. path: file to write.
+    Raises:
+        OSError: it cannot be written.
+        TypeError: `values` holds something that JSON has no form for.
+    """
+    write_text(json.dumps(values, indent=2) + "\n", path)
+
+
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all.
+
+    Args:
+        pixels: [H, W, 3] uint8, RGB. path: file to write.
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as partial:
+        Image.fromarray(pixels).save(partial, "PNG")
+
+
+def _flush(path: Path) -> None:
+    """Wait until what was written to a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
