@@ -45,7 +45,8 @@ def write_text(text: str, path: Path) -> None:
     """Write a text file in UTF-8, whole or not at all.
 
     Args:
-        text: its content. path: file to write.
+        text: its content.
+        path: file to write.
     Raises:
         OSError: it cannot be written.
     """
@@ -57,7 +58,8 @@ def write_json(values: object, path: Path) -> None:
     """Write a JSON file, indented, whole or not at all.
 
     Args:
-        values: what `json.dumps` takes. path: file to write.
+        values: what `json.dumps` takes.
+        path: file to write.
     Raises:
         OSError: it cannot be written.
         TypeError: `values` holds something that JSON has no form for.
@@ -69,7 +71,8 @@ def write_png(pixels: np.ndarray, path: Path) -> None:
     """Write a picture as PNG, whole or not at all.
 
     Args:
-        pixels: [H, W, 3] uint8, RGB. path: file to write.
+        pixels: [H, W, 3] uint8, RGB.
+        path: file to write.
     Raises:
         OSError: it cannot be written.
     """

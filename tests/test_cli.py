@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dgfast
-from dgfast import cli, evaluate, import_reference, train
+from dgfast.commands import cli, evaluate, import_reference, train
 from dgfast.config import PRESETS, Config, from_json, to_json
 from dgfast.errors import UserError
 from dgfast.models import DGNet

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgfast import train
+from dgfast.commands import train
 from dgfast.data.pedestrians import generate
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dgfast import cli, train
-from dgfast import profile as command
+from dgfast.commands import cli, train
+from dgfast.commands import profile as command
 from dgfast.config import PRESETS
 from dgfast.errors import UserError
 from dgfast.training.frozen import frozen
-from dgfast.training.peaks import card_peak
-from dgfast.training.phases import PHASES, STEPS, named, read
-from dgfast.training.profiling import Iterations, all_losses_on, count, search
+from dgfast.profiling.peaks import card_peak
+from dgfast.profiling.trace import PHASES, STEPS, named, read
+from dgfast.profiling import report as report_module
+from dgfast.profiling.measure import Iterations, Measurement, first_full_iteration, count, search
 from dgfast.training.step import weights_at
 
 SMALL = [
@@ -108,14 +110,14 @@ def test_sweep_up_to_a_limit(tmp_path, capsys):
 
 
 def test_a_batch_that_does_not_fit(monkeypatch, tmp_path, capsys):
-    fits, timed = 20, command.timed
+    fits, timed = 20, report_module.timed
 
     def limited(iterations, *rest):
         if 4 * len(next(iterations.loader).a.label) > fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
         return timed(iterations, *rest)
 
-    monkeypatch.setattr(command, "timed", limited)
+    monkeypatch.setattr(report_module, "timed", limited)
     swept = measured(tmp_path, "--stage", "teacher", "--sweep", "--max-batch", "100")
     assert [row["batch"] for row in swept["sweep"]] == [8, 16, 20, 24, 32]
     assert [row["images_per_s"] is None for row in swept["sweep"]] == [False, False, False, True, True]
@@ -137,7 +139,7 @@ def test_any_other_error_is_not_taken_for_a_lack_of_memory(monkeypatch, tmp_path
     def broken(*_):
         raise RuntimeError("sizes do not match")
 
-    monkeypatch.setattr(command, "timed", broken)
+    monkeypatch.setattr(report_module, "timed", broken)
     for words in ([], ["--sweep"]):
         with pytest.raises(RuntimeError, match="sizes do not match"):
             measured(tmp_path, "--stage", "teacher", *words)
@@ -297,17 +299,17 @@ def test_peaks_of_cards(name, precision, tf32, peak):
 def test_an_unknown_card_is_named_and_the_way_out(monkeypatch, report):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Nameless 1")
     workers = SimpleNamespace(device=torch.device("cuda"))
-    peak, source = command._peak(command.Measurement(), PRESETS["quickstart"], workers, "bf16")
+    peak, source = report_module._peak(Measurement(), PRESETS["quickstart"], workers, "bf16")
     assert (
         peak is None and source == "unknown: NVIDIA Nameless 1 in bf16 is not in the table of cards; pass --peak-tflops"
     )
-    assert source in command._table({**report, "peak_tflops": peak, "peak_source": source, "mfu": None})
+    assert source in report_module.table({**report, "peak_tflops": peak, "peak_source": source, "mfu": None})
 
 
 def test_all_losses_are_on():
     for name in ("quickstart", "market1501"):
         config = PRESETS[name].loss
-        first = all_losses_on(config)
+        first = first_full_iteration(config)
         assert weights_at(config, first) == weights_at(config, 10**9)
         assert weights_at(config, first - 10) != weights_at(config, 10**9)
 
@@ -363,7 +365,7 @@ def test_flags_of_training_and_no_others():
     with pytest.raises(SystemExit) as caught:
         command.parse(["--no-such-flag"])
     assert caught.value.code == 2
-    assert cli.COMMANDS["profile"][0] == "dgfast.profile"
+    assert "profile" in cli.COMMANDS
 
 
 def test_two_processes(tmp_path):
@@ -380,7 +382,7 @@ def test_two_processes(tmp_path):
 
 
 def test_a_sweep_is_of_one_device(monkeypatch, tmp_path):
-    several = SimpleNamespace(alone=False, world_size=2, close=lambda: None)
+    several = nullcontext(SimpleNamespace(alone=False, world_size=2))
     monkeypatch.setattr(command, "Workers", lambda: several)
     with pytest.raises(UserError, match="--sweep looks for the best batch of one device, found 2 processes"):
         measured(tmp_path, "--sweep")

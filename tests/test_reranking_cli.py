@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgfast import cli, evaluate
+from dgfast.commands import cli, evaluate
 from dgfast.config import to_json
 from dgfast.errors import UserError
 from dgfast.models.dgnet import make_teacher, save_model

@@ -17,13 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dgfast
-from dgfast import train
+from dgfast import run_directory
+from dgfast.commands import train
 from dgfast.data import load_reid
 from dgfast.errors import Diverged, Interrupted, UserError
 from dgfast.models.dgnet import load_model
 from dgfast.training import checkpoint
 from dgfast.training.distributed import Workers
-from dgfast.training.trainer import Trainer, make_run
+from dgfast.training.trainer import Trainer
 from tests import tiny
 
 
@@ -31,7 +32,7 @@ def trainer(root: Path, out: Path, **overrides) -> Trainer:
     config = tiny.config(root, out, **overrides)
     path = config.run.out / config.run.name
     if not path.exists():
-        make_run(config, path)
+        run_directory.make(config, path)
     data = load_reid(root, "market1501", progress=False)
     return Trainer(config, data, path, Workers(), out / "hub")
 
@@ -166,16 +167,16 @@ def test_without_a_sound_checkpoint_nothing_begins_anew(tmp_path):
 
 def test_non_finite_loss_names_itself_and_keeps_the_last_good_checkpoint(market, tmp_path, monkeypatch):
     run = trainer(market, tmp_path, checkpoint_every=1)
-    from dgfast.training import stages
+    from dgfast.training import objectives
 
-    honest, calls = stages.generator_losses, []
+    honest, calls = objectives.generator_losses, []
 
     def broken(*args, **kwargs):
         losses = honest(*args, **kwargs)
         calls.append(1)
         return losses | {"cycle": losses["cycle"] * float("nan")} if len(calls) == 3 else losses
 
-    monkeypatch.setattr(stages, "generator_losses", broken)
+    monkeypatch.setattr(objectives, "generator_losses", broken)
     with pytest.raises(Diverged, match="iteration 2: loss g/cycle is not finite"):
         run.train()
     state = checkpoint.latest(tmp_path / "run" / "checkpoints", "dgnet")
@@ -247,9 +248,8 @@ from dgfast.training.trainer import Trainer
 from dgfast.data import load_reid
 config = test_training.frozen(root, out, int(sys.argv[3]))
 (out / "run").mkdir(parents=True, exist_ok=True)
-workers = Workers()
-Trainer(config, load_reid(root, "market1501", progress=False), out / "run", workers, out).train()
-workers.close()
+with Workers() as workers:
+    Trainer(config, load_reid(root, "market1501", progress=False), out / "run", workers, out).train()
 """
 
 

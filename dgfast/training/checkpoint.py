@@ -1,7 +1,6 @@
 """Checkpoints: everything a stage needs to go on as if it had never stopped, written whole or not at all."""
 
 import logging
-import os
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from dgfast.errors import UserError
+from dgfast.files import replacing
 
 log = logging.getLogger("dgfast")
 KEPT = 2  # the last one, and the one before it in case the last is damaged
@@ -64,14 +64,10 @@ def save(folder: Path, stage: str, iteration: int, state: dict[str, Any]) -> Pat
         folder: made if need be; iteration: number of iterations that are done; state: tensors, numbers, strings, lists,
             dicts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stage}-{iteration:08d}.pt"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    # Into an open file, not a name: torch would write the name into the file, and equal runs would differ.
+    with replacing(path) as partial, partial.open("wb") as file:
         torch.save({**state, "iteration": iteration}, file)
-        file.flush()
-        os.fsync(file.fileno())  # the rename must not reach the disk before the content
-    temporary.replace(path)
     for old in checkpoints(folder, stage)[:-KEPT]:
         old.unlink()
     return path

@@ -2,10 +2,10 @@
 together."""
 
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -86,15 +86,26 @@ class Workers:
         """Whether there is no other process."""
         return self.world_size == 1
 
-    def close(self) -> None:
-        """Leave the group."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if not self.alone:
             dist.destroy_process_group()
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         if not self.alone:
             dist.all_reduce(torch.zeros(1))
+
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """The first process runs the body; the others begin theirs when it has done so without error."""
+        if not self.first:
+            self.barrier()
+        yield
+        if self.first:
+            self.barrier()
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over all processes, in one transfer."""
@@ -110,14 +121,16 @@ class Workers:
             offset += t.numel()
 
     def data_parallel(self, objective: nn.Module, accumulates: bool) -> nn.Module:
-        """The objective, with the mean of its gradients over all processes taken while the backward pass still makes
-        others.
+        """Have an objective's gradients averaged over all processes, while its backward pass still makes others.
 
         With a loss that is a mean this is the gradient of the global batch.
 
         Args:
             objective: a module whose parameters all get a gradient from its loss, each time.
-            accumulates: whether some backward passes add to the gradients before they are averaged (see `apart`).
+            accumulates: whether some backward passes add to the gradients before they are averaged; see
+                `gradient_sync`.
+        Returns:
+            a module to be called in place of the objective; the objective itself where there is one process.
         """
         if self.alone:
             return objective
@@ -127,9 +140,15 @@ class Workers:
             objective, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=not accumulates
         )
 
-    def apart(self, objective: nn.Module) -> AbstractContextManager:
-        """Within the context, backward passes of a `data_parallel` objective add to this process's gradients alone."""
-        return objective.no_sync() if isinstance(objective, DistributedDataParallel) else nullcontext()
+    def gradient_sync(self, objective: nn.Module, sync: bool) -> AbstractContextManager[None]:
+        """Around a forward and backward pass: whether its gradients meet those of the other processes.
+
+        Args:
+            objective: what `data_parallel` gave.
+            sync: True: all gradients added up so far are averaged over the processes; False: the pass only adds to the
+                gradients of this process.
+        """
+        return nullcontext() if sync or not isinstance(objective, DistributedDataParallel) else objective.no_sync()
 
     def average_statistics(self, *modules: nn.Module) -> None:
         """Mean of BatchNorm's running statistics over all processes, so that one process can save for all."""

@@ -16,12 +16,13 @@ from torch import Tensor
 from dgfast.config import RunConfig
 from dgfast.data.loading import PairLoader
 from dgfast.errors import Diverged, Interrupted, UserError
+from dgfast.run_directory import CHECKPOINTS
 
 from . import checkpoint
 from .distributed import Votes, Workers
-from .logging import StageLog, say
+from .loss_watch import LossWatch
+from .stage_log import StageLog, say
 from .stages import Stage
-from .watch import LossWatch
 
 
 class StopRequest:
@@ -66,18 +67,18 @@ def run_stage(
         Interrupted: SIGINT, SIGTERM or `stop_after`; the newest checkpoint is of the last iteration.
         UserError: the checkpoint belongs to another configuration.
     """
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     start = _restore(stage, folder, global_batch)
     if start and workers.first:
         say(f"{stage.name}: going on after iteration {start}")
-    workers.same_weights(*stage.modules)
+    workers.same_weights(*stage.networks_by_name.values())
     if start >= iterations:
         if start > iterations and workers.first:
             say(
                 f"{stage.name}: has {start} iterations behind it already, more than the {iterations} asked for: left as it is"
             )
         return
-    images = global_batch * (4 if stage.name == "teacher" else 2)
+    images = global_batch * stage.images_per_sample
     log = StageLog(run, stage.name, start, iterations, images) if workers.first else None
     loader = make_loader(start)
 
@@ -85,7 +86,7 @@ def run_stage(
     watch = LossWatch()
 
     def save(done: int) -> None:
-        workers.average_statistics(*stage.modules)
+        workers.average_statistics(*stage.networks_by_name.values())
         if workers.first:
             writer.save(folder, stage.name, done, {**stage.state_dict(), "global_batch": global_batch})
 
@@ -99,10 +100,10 @@ def run_stage(
         with StopRequest().listening() as stop:
             for iteration in range(start, iterations):
                 # Dropout's draws: a function of seed, stage, iteration and rank, so that nothing of it needs saving.
-                torch.manual_seed(_mix(config.seed, stage.name, iteration, workers.rank))
+                torch.manual_seed(_mix(config.seed, stage.seed_bit, iteration, workers.rank))
                 watch.add(iteration, stage.step(next(loader), iteration))
                 done = iteration + 1
-                last = done == iterations or (stage.name == "dgnet" and done == config.stop_after)
+                last = done == iterations or (stage.may_stop_early and done == config.stop_after)
                 logging = done % config.log_every == 0 or last
                 saving = done % config.checkpoint_every == 0 or last
 
@@ -159,6 +160,6 @@ def _restore(stage: Stage, folder: Path, global_batch: int) -> int:
     return state["iteration"]
 
 
-def _mix(seed: int, stage: str, iteration: int, rank: int) -> int:
+def _mix(seed: int, seed_bit: int, iteration: int, rank: int) -> int:
     """A seed of 63 bits that differs between any two of its arguments' values."""
-    return ((seed & 0xFFFF) << 47) | ((stage == "dgnet") << 46) | ((rank & 0xFFFF) << 30) | (iteration & 0x3FFFFFFF)
+    return ((seed & 0xFFFF) << 47) | (seed_bit << 46) | ((rank & 0xFFFF) << 30) | (iteration & 0x3FFFFFFF)

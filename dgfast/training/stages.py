@@ -1,22 +1,23 @@
-"""The two stages of a run: the teacher (the paper's baseline) and DG-Net. Each is one iteration and the state it
-needs."""
+"""The two stages of a run: the teacher (the paper's baseline) and DG-Net. Each is one iteration and the state it needs.
+
+A stage also describes itself, so that the loop and the profiler need not know which one they have.
+"""
 
 import random
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dgfast.config import Config
+from dgfast.config import TEACHER_IMAGES, Config
 from dgfast.data.loading import PairBatch
 from dgfast.models import DGNet, Teacher
 
-from . import losses
 from .distributed import Workers
 from .frozen import untracked
+from .objectives import DiscriminatorObjective, GeneratorObjective, TeacherObjective
 from .optimizers import (
     Schedule,
     appearance_optimizer,
@@ -26,46 +27,126 @@ from .optimizers import (
     teacher_optimizer,
 )
 from .precision import MixedPrecision
-from .step import Translation, Weights, discriminator_losses, generator_losses, translate, weights_at
-from .update import Losses, Update
+from .step import Translation, translate, weights_at
+from .update import Update
 
-# Every other step, on average, E_s learns from the generated images; else it judges them (method, section 2).
+# Every other step, on average, E_s learns from the generated images; else it judges them (docs/method.md, section 2).
 STRUCTURE_LEARNS = 0.5
 
 
-class TeacherStage:
-    """Cross-entropy alone, on both streams' images and their positives; no erasing (method, section 1).
+class Stage(Protocol):
+    """What the loop and the profiler need of a stage."""
 
-    A teacher's batch is four images of every pair of samples, so its loader delivers a quarter of the batch per stream.
+    name: ClassVar[str]
+    """In file names and messages."""
+    images_per_sample: ClassVar[int]
+    """Images that a sample of each of the two streams adds to an iteration."""
+    seed_bit: ClassVar[int]
+    """Tells the stages' random draws apart."""
+    may_stop_early: ClassVar[bool]
+    """Whether `--stop-after` means this stage."""
+
+    @staticmethod
+    def batch_size(config: Config) -> int:
+        """Images of a process and iteration, as the stage's own batch-size flag counts them."""
+        ...
+
+    @staticmethod
+    def with_batch_size(config: Config, size: int) -> Config:
+        """The same settings with another `batch_size`."""
+        ...
+
+    @staticmethod
+    def batch_unit(config: Config) -> int:
+        """Batch sizes are multiples of this."""
+        ...
+
+    @staticmethod
+    def samples(config: Config) -> int:
+        """Samples of each of the two streams in an iteration and process."""
+        ...
+
+    @property
+    def networks_by_name(self) -> dict[str, nn.Module]:
+        """The networks, by the names under which `dgfast profile` lists them."""
+        ...
+
+    def step(self, batch: PairBatch, iteration: int) -> dict[str, Tensor]:
+        """One iteration; the losses before it, scalars by name."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed stage needs beside the iteration: tensors, numbers, strings, lists, dicts."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; anything missing or of another shape raises."""
+        ...
+
+
+class TeacherStage:
+    """Cross-entropy alone, on both streams' images and their positives; no erasing (docs/method.md, section 1).
+
+    Args:
+        teacher: on its device.
+        config: the run's settings.
+        workers: the processes.
+        precision: the run's number formats.
     """
 
     name = "teacher"
+    images_per_sample = TEACHER_IMAGES
+    seed_bit = 0
+    may_stop_early = False
 
     def __init__(self, teacher: Teacher, config: Config, workers: Workers, precision: MixedPrecision):
         self.teacher = teacher
-        self.modules = (teacher,)
         self.frozen_norm = config.optim.batch_norm == "frozen"
         self.precision = precision
         self.optimizer = teacher_optimizer(teacher, config.teaching, config.optim.weight_decay)
         self.schedule = Schedule(self.optimizer, config.teaching.teacher_milestones)
-        self.update = Update([teacher], [self.optimizer], workers, precision, parts=1, clip=config.optim.clip_gradient)
+        objective = TeacherObjective(teacher, precision)
+        self.update = Update(objective, [self.optimizer], workers, precision, parts=1, clip=config.optim.clip_gradient)
+
+    @staticmethod
+    def batch_size(config: Config) -> int:
+        """`--teacher-batch-size`: images, of which every sample of the two streams has four."""
+        return config.teaching.teacher_batch_size
+
+    @staticmethod
+    def with_batch_size(config: Config, size: int) -> Config:
+        """The same settings with another `--teacher-batch-size`."""
+        return replace(config, teaching=replace(config.teaching, teacher_batch_size=size))
+
+    @staticmethod
+    def batch_unit(config: Config) -> int:
+        """Whole samples."""
+        return TEACHER_IMAGES
+
+    @staticmethod
+    def samples(config: Config) -> int:
+        """Samples of a stream."""
+        return config.teaching.teacher_batch_size // TEACHER_IMAGES
+
+    @property
+    def networks_by_name(self) -> dict[str, nn.Module]:
+        """The teacher alone."""
+        return {"teacher": self.teacher}
 
     def step(self, batch: PairBatch, iteration: int) -> dict[str, Tensor]:
-        """One update; the loss (before it) and the share of images whose identity is found."""
+        """One update.
+
+        Args:
+            batch: both streams.
+            iteration: from 0.
+        Returns:
+            loss, and the share of images whose identity is found; both before the update.
+        """
         self.schedule.set(iteration)
         _train_mode(self.teacher, self.frozen_norm)
         images = torch.cat([batch.a.image, batch.a.positive, batch.b.image, batch.b.positive])
         labels = torch.cat([batch.a.label, batch.a.label, batch.b.label, batch.b.label])
-
-        def objective() -> Losses:
-            with self.precision.autocast():
-                logits = self.teacher(images).logits
-                return {
-                    "total": losses.cross_entropy(logits, labels),
-                    "accuracy": (logits.argmax(1) == labels).float().mean(),
-                }
-
-        found = self.update([objective])
+        found = self.update([(images, labels)])
         self.precision.scaler.update()
         return {"loss": found["total"], "accuracy": found["accuracy"]}
 
@@ -78,24 +159,38 @@ class TeacherStage:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave; anything missing or of another shape raises."""
+        """Take over a state.
+
+        Args:
+            state: what `state_dict` gave; anything missing or of another shape raises.
+        """
         self.teacher.load_state_dict(state["teacher"])
         restore(self.optimizer, state["optimizer"])
         _load_scaler(self.precision, state["scaler"])
 
 
 class DGNetStage:
-    """Joint discriminative and generative learning: D's update, then that of E_s, G and E_a (paper, section 3.3)."""
+    """Joint discriminative and generative learning: D's update, then that of E_s, G and E_a.
+
+    Args:
+        networks: on their device.
+        teacher: trained, frozen, on the same device.
+        config: the run's settings.
+        workers: the processes.
+        precision: the run's number formats.
+    Source:
+        paper, section 3.3.
+    """
 
     name = "dgnet"
+    images_per_sample = 2
+    seed_bit = 1
+    may_stop_early = True
 
     def __init__(self, networks: DGNet, teacher: Teacher, config: Config, workers: Workers, precision: MixedPrecision):
         self.networks = networks
         self.teacher = teacher
-        self.modules = (networks, teacher)
         self.config = config
-        self.frozen_norm = config.optim.batch_norm == "frozen"
-        self.joint = config.optim.batch_norm == "joint"
         self.precision = precision
         optim = config.optim
         self.optimizers = {
@@ -104,70 +199,100 @@ class DGNetStage:
             "appearance": appearance_optimizer(networks, optim),
         }
         self.schedules = [Schedule(optimizer, optim.milestones) for optimizer in self.optimizers.values()]
-        update = partial(Update, workers=workers, precision=precision, parts=optim.accumulate, clip=optim.clip_gradient)
-        self.update_discriminator = update([networks.discriminator], [self.optimizers["discriminator"]])
-        self.update_generator = update(
-            [networks.structure, networks.decoder, networks.appearance],
+        self.update_discriminator = Update(
+            DiscriminatorObjective(networks, precision),
+            [self.optimizers["discriminator"]],
+            workers,
+            precision,
+            parts=optim.accumulate,
+            clip=optim.clip_gradient,
+        )
+        self.update_generator = Update(
+            GeneratorObjective(networks, teacher, config, precision),
             [self.optimizers["generator"], self.optimizers["appearance"]],
+            workers,
+            precision,
+            parts=optim.accumulate,
+            clip=optim.clip_gradient,
         )
 
+    @staticmethod
+    def batch_size(config: Config) -> int:
+        """`--batch-size`: images of each stream."""
+        return config.optim.batch_size
+
+    @staticmethod
+    def with_batch_size(config: Config, size: int) -> Config:
+        """The same settings with another `--batch-size`."""
+        return replace(config, optim=replace(config.optim, batch_size=size))
+
+    @staticmethod
+    def batch_unit(config: Config) -> int:
+        """A batch is cut into `--accumulate` equal parts."""
+        return config.optim.accumulate
+
+    @staticmethod
+    def samples(config: Config) -> int:
+        """Samples of a stream."""
+        return config.optim.batch_size
+
+    @property
+    def networks_by_name(self) -> dict[str, nn.Module]:
+        """The four networks and the teacher, by the paper's names."""
+        made = self.networks
+        return {
+            "E_a": made.appearance,
+            "E_s": made.structure,
+            "G": made.decoder,
+            "D": made.discriminator,
+            "teacher": self.teacher,
+        }
+
     def step(self, batch: PairBatch, iteration: int) -> dict[str, Tensor]:
-        """One iteration of section 2 of the method; all losses before their weights, "d/..." and "g/..."."""
+        """One iteration: translate, update D, update E_s, G and E_a (docs/method.md, section 2).
+
+        Args:
+            batch: both streams.
+            iteration: from 0.
+        Returns:
+            all losses before the update and before their weights, D's as "d/...", the others' as "g/...".
+        """
         for schedule in self.schedules:
             schedule.set(iteration)
         weights = weights_at(self.config.loss, iteration)
-        _train_mode(self.networks, self.frozen_norm)
-        # the same in all processes: the coin depends on nothing but the run's seed and the iteration
+        _train_mode(self.networks, self.config.optim.batch_norm == "frozen")
+        # The same in all processes: the coin depends on nothing but the run's seed and the iteration.
         structure_learns = random.Random(f"{self.config.run.seed}:{iteration}").random() < STRUCTURE_LEARNS
 
         parts = batch.split(self.config.optim.accumulate)
         if len(parts) == 1:
-            made = self._translate(batch)
-            again = seen = lambda part: made
+            made = self.translate(batch)
+            d = self.update_discriminator([(batch, made, weights)])
+            g = self.update_generator([(batch, made, weights, structure_learns)])
         else:
-            # What one part made would have to be kept through the other parts, so D sees it without a graph and it is
-            # made again.
-            seen, again = self._preview, self._translate
-        d = self.update_discriminator([partial(self._discriminator_losses, part, seen, weights) for part in parts])
-        g = self.update_generator(
-            [partial(self._generator_losses, part, again, weights, structure_learns) for part in parts]
-        )
+            # A part's graph would have to be kept until all parts have passed D. Instead D sees images without a graph,
+            # and they are made again for the generator.
+            d = self.update_discriminator((part, self._preview(part), weights) for part in parts)
+            g = self.update_generator((part, self.translate(part), weights, structure_learns) for part in parts)
         self.precision.scaler.update()
         return {f"d/{name}": loss for name, loss in d.items()} | {f"g/{name}": loss for name, loss in g.items()}
 
-    def _translate(self, batch: PairBatch) -> Translation:
+    def translate(self, batch: PairBatch) -> Translation:
+        """Make every code and picture of an iteration, in the run's number format.
+
+        Args:
+            batch: both streams.
+        Returns:
+            see `step.translate`.
+        """
         with self.precision.autocast():
-            return translate(self.networks, batch, joint_statistics=self.joint)
+            return translate(self.networks, batch, joint_statistics=self.config.optim.batch_norm == "joint")
 
     @torch.no_grad()
     def _preview(self, batch: PairBatch) -> Translation:
-        with untracked(self.networks):  # the same images will be counted when they are made again
-            return self._translate(batch)
-
-    def _discriminator_losses(
-        self, batch: PairBatch, make: Callable[[PairBatch], Translation], weights: Weights
-    ) -> Losses:
-        made = make(batch)
-        with self.precision.autocast_penalty():
-            return discriminator_losses(self.networks, batch, made, weights)
-
-    def _generator_losses(
-        self, batch: PairBatch, make: Callable[[PairBatch], Translation], weights: Weights, structure_learns: bool
-    ) -> Losses:
-        made = make(batch)
-        with self.precision.autocast():
-            return generator_losses(
-                self.networks,
-                self.teacher,
-                batch,
-                made,
-                weights,
-                structure_learns=structure_learns,
-                label_style=self.config.loss.label_style,
-                appearance_code_gradient=self.config.loss.appearance_code_gradient,
-                batch_statistics=not self.frozen_norm,
-                joint_statistics=self.joint,
-            )
+        """The same without a graph, and without counting the images in BatchNorm's running statistics."""
+        with untracked(self.networks):
+            return self.translate(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Four networks, the teacher, three optimisers, loss scale. Schedules, warm-up and draws are functions of the
@@ -180,15 +305,16 @@ class DGNetStage:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave; anything missing or of another shape raises."""
+        """Take over a state.
+
+        Args:
+            state: what `state_dict` gave; anything missing or of another shape raises.
+        """
         self.networks.load_state_dict(state["networks"])
         self.teacher.load_state_dict(state["teacher"])
         for name, optimizer in self.optimizers.items():
             restore(optimizer, state["optimizers"][name])
         _load_scaler(self.precision, state["scaler"])
-
-
-Stage = TeacherStage | DGNetStage
 
 
 def _train_mode(module: nn.Module, frozen_norm: bool) -> None:
@@ -202,3 +328,6 @@ def _train_mode(module: nn.Module, frozen_norm: bool) -> None:
 def _load_scaler(precision: MixedPrecision, state: dict[str, Any]) -> None:
     if precision.scaler.is_enabled() and state:  # a run may be resumed in another precision
         precision.scaler.load_state_dict(state)
+
+
+STAGES: dict[str, type[TeacherStage] | type[DGNetStage]] = {kind.name: kind for kind in (TeacherStage, DGNetStage)}

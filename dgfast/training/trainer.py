@@ -1,30 +1,29 @@
 """A whole training run: the run directory, the data, the teacher stage and the DG-Net stage."""
 
-import json
 import logging
-from collections.abc import Callable, Sequence
-from itertools import zip_longest
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from dgfast.config import TEACHER_IMAGES, Config, to_json
+from dgfast.config import Config
 from dgfast.data.loaders import choose, evaluation_batches, pair_loader
 from dgfast.data.loading import PairLoader
 from dgfast.data.pairs import PairSampler
-from dgfast.data.records import Record, ReidData
+from dgfast.data.records import ReidData
 from dgfast.errors import UserError
+from dgfast.files import write_png
 from dgfast.models import DGNet, Teacher
 from dgfast.models.backbones import load_backbone_weights
 from dgfast.models.dgnet import load_model, make_teacher, save_model
+from dgfast.run_directory import MODEL, SAMPLES, TEACHER
 
 from .distributed import Workers
 from .loop import run_stage
 from .precision import MixedPrecision
-from .samples import sample_grid
-from .stages import DGNetStage, TeacherStage
+from .samples import sample_grid, spread
+from .stages import DGNetStage, Stage, TeacherStage
 
 log = logging.getLogger("dgfast")
 GRID_COLUMNS = 8
@@ -80,20 +79,10 @@ class Trainer:
             self.networks.appearance.backbone.load_state_dict(teacher.backbone.state_dict())
             for head in (self.networks.appearance.prim, self.networks.appearance.fine):
                 head.load_state_dict(teacher.head.state_dict())
-        batch = self.config.optim.batch_size
         stage = self.dgnet_stage(teacher)
         networks = stage.networks
-        run_stage(
-            stage,
-            self.loader(batch),
-            self.config.optim.iterations,
-            self.run,
-            self.config.run,
-            self.workers,
-            batch * self.workers.world_size,
-            self._pictures(networks) if self.workers.first else None,
-        )
-        self._save(networks, "model.safetensors")
+        self._run(stage, self.config.optim.iterations, self._pictures(networks) if self.workers.first else None)
+        self._save(networks, MODEL)
         return networks.eval(), teacher.eval()
 
     def teacher_stage(self) -> TeacherStage:
@@ -111,6 +100,19 @@ class Trainer:
         self._compile(networks.appearance, networks.structure, networks.decoder)
         return DGNetStage(networks, teacher.eval().requires_grad_(False), self.config, self.workers, self.precision)
 
+    def _run(self, stage: Stage, iterations: int, picture: Callable[[int], Tensor] | None = None) -> None:
+        samples = stage.samples(self.config)
+        run_stage(
+            stage,
+            self.loader(samples),
+            iterations,
+            self.run,
+            self.config.run,
+            self.workers,
+            samples * self.workers.world_size,
+            picture,
+        )
+
     def _make_teacher(self) -> Teacher:
         """The teacher as it is before its stage, or from a file."""
         path = self.config.teaching.teacher
@@ -119,7 +121,7 @@ class Trainer:
             teacher = make_teacher(self.config.model, self.data.num_classes)
             self._load_backbone(teacher.backbone)
             return teacher
-        teacher = load_model(path / "teacher.safetensors" if path.is_dir() else path, "teacher")
+        teacher = load_model(path / TEACHER if path.is_dir() else path, "teacher")
         found = teacher.head.classify.out_features
         if found != self.data.num_classes:
             raise UserError(
@@ -134,17 +136,8 @@ class Trainer:
         """The teacher after its stage, which is skipped where it came from a file."""
         stage = self.teacher_stage()
         if self.config.teaching.teacher is None:
-            batch = self.config.teaching.teacher_batch_size // TEACHER_IMAGES
-            run_stage(
-                stage,
-                self.loader(batch),
-                self.config.teaching.teacher_iterations,
-                self.run,
-                self.config.run,
-                self.workers,
-                batch * self.workers.world_size,
-            )
-        self._save(stage.teacher, "teacher.safetensors")
+            self._run(stage, self.config.teaching.teacher_iterations)
+        self._save(stage.teacher, TEACHER)
         return stage.teacher
 
     def _check_backbone(self, teacher: Teacher) -> None:
@@ -209,7 +202,7 @@ class Trainer:
 
         def picture(iteration: int) -> Tensor:
             grid = sample_grid(networks, a, b[: len(a)])
-            write_png(grid, self.run / "samples" / f"{iteration:08d}.png")
+            write_png(grid.numpy(), self.run / SAMPLES / f"{iteration:08d}.png")
             return grid
 
         return picture
@@ -222,45 +215,3 @@ class Trainer:
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in module.state_dict().items()}
-
-
-def spread(records: Sequence[Record], number: int) -> list[Record]:
-    """At most `number` records, an even count, of as many identities as there are, evenly over the data set."""
-    of_person: dict[int, list[Record]] = {}
-    for record in records:
-        of_person.setdefault(record.person, []).append(record)
-    firsts = [own[0] for own in of_person.values()]
-    if len(firsts) >= number:
-        return [firsts[i * len(firsts) // number] for i in range(number)]
-    rounds = [r for turn in zip_longest(*of_person.values()) for r in turn if r is not None]
-    return rounds[: min(number, len(rounds)) // 2 * 2]
-
-
-def write_png(grid: Tensor, path: Path) -> None:
-    """A picture [H, W, 3] uint8, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(grid.numpy()).save(temporary, "PNG")
-    temporary.replace(path)
-
-
-def make_run(config: Config, path: Path) -> None:
-    """The run directory with its config.json.
-
-    Raises:
-        UserError: it is there already and holds another run, or cannot be made.
-    """
-    if (path / "config.json").exists():
-        raise UserError(f"run directory {path} holds a run already; expected a new --name, or --resume {path}")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run directory {path} cannot be made ({error.strerror}); pass another --out") from error
-    write_json(to_json(config), path / "config.json")
-
-
-def write_json(values: object, path: Path) -> None:
-    """A JSON file, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.replace(path)

@@ -8,17 +8,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dgfast import run_directory
+from dgfast.commands.sources import open_data
 from dgfast.config import EvalConfig
 from dgfast.data import load_reid
 from dgfast.data.loaders import LoaderName
 from dgfast.errors import UserError
-from dgfast.launcher import run
+from dgfast.files import write_json
 from dgfast.models.dgnet import load_model
 from dgfast.retrieval.evaluation import Protocol, Reranking, evaluate, picture_rankings, table
-from dgfast.sources import open_data
-from dgfast.train import read_run
 from dgfast.training.distributed import Workers
-from dgfast.training.trainer import write_json
 
 HELP = """Score a model by the Market-1501 protocol: CMC 1/5/10, mAP by both definitions, single and multi query.
 
@@ -61,47 +60,43 @@ class Command:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate as the command line says; prints the table, writes eval-DATASET.json and rankings-DATASET.png into the
-    run.
+    """Evaluate as the command line says; print the table, write eval-DATASET.json and rankings-DATASET.png into the run.
 
+    Args:
+        argv: flags; None takes those of the process.
     Raises:
         UserError: no such run or data set.
     """
     command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast eval", description=HELP)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = read_run(command.run)
-    workers = Workers()
-    if command.data_root is None:
-        data = open_data(config, workers)
-    else:
-        data = load_reid(command.data_root, command.dataset, splits=("query", "gallery"), variant=command.variant)
-    print(data.summary())
-    device = workers.device
-    files = {
-        kind: command.run / name for kind, name in (("dgnet", "model.safetensors"), ("teacher", "teacher.safetensors"))
-    }
-    models = {kind: load_model(file, kind).to(device) for kind, file in files.items() if file.is_file()}
-    if not models:
-        raise UserError(
-            f"{command.run} holds neither model.safetensors nor teacher.safetensors; expected a finished stage"
+    config = run_directory.read_config(command.run)
+    with Workers() as workers:
+        if command.data_root is None:
+            data = open_data(config, workers)
+        else:
+            data = load_reid(
+                command.data_root, command.dataset, splits=("query", "gallery"), variant=command.variant
+            )
+        print(data.summary())
+        files = {"dgnet": command.run / run_directory.MODEL, "teacher": command.run / run_directory.TEACHER}
+        models = {kind: load_model(file, kind).to(workers.device) for kind, file in files.items() if file.is_file()}
+        if not models:
+            raise UserError(
+                f"{command.run} holds neither {run_directory.MODEL} nor {run_directory.TEACHER};"
+                " expected a finished stage"
+            )
+        how = Protocol(
+            (config.data.image_height, config.data.image_width),
+            command.alpha,
+            command.eval_batch_size,
+            command.loader_workers,
+            workers.device,
+            command.loader,
         )
-    networks, teacher = models.get("dgnet"), models.get("teacher")
-    how = Protocol(
-        (config.data.image_height, config.data.image_width),
-        command.alpha,
-        command.eval_batch_size,
-        command.loader_workers,
-        device,
-        command.loader,
-    )
-    reranking = Reranking(command.k1, command.k2, command.lambda_) if command.rerank else None
-    result = evaluate(data, networks, teacher, how, reranking)
+        reranking = Reranking(command.k1, command.k2, command.lambda_) if command.rerank else None
+        result = evaluate(data, models.get("dgnet"), models.get("teacher"), how, reranking)
     print(f"\n{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n")
     report, picture = command.run / f"eval-{data.name}.json", command.run / f"rankings-{data.name}.png"
     write_json({"dataset": data.name, "root": str(data.root), "scores": result.scores}, report)
     picture_rankings(data, result.distances, picture)
     print(f"picture  {picture}\nreport   {report}")
-
-
-if __name__ == "__main__":
-    run(main)

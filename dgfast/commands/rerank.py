@@ -1,6 +1,5 @@
 """`dgfast rerank`: exact k-reciprocal re-ranking of saved features."""
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 import tyro
 
 from dgfast.errors import UserError
-from dgfast.launcher import run
+from dgfast.files import replacing
 from dgfast.retrieval import rerank, rerank_topk
 
 HELP = """Re-rank a gallery by k-reciprocal neighbours, exactly (Zhong et al., CVPR 2017).
@@ -53,6 +52,8 @@ class Command:
 def main(argv: list[str] | None = None) -> None:
     """Re-rank as the command line says; the file appears when it is complete.
 
+    Args:
+        argv: flags; None takes those of the process.
     Raises:
         UserError: a file cannot be read or written, or the features do not fit.
     """
@@ -108,15 +109,10 @@ def _save_topk(partial: Path, distances: np.ndarray, indices: np.ndarray) -> Non
 
 
 def _write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Has a file beside `path` filled and puts it there when it is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file by `fill`, which is given the name to write to; whole or not at all."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as partial:
             fill(partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error}; expected a folder with room for it; choose another --out"
@@ -152,7 +148,3 @@ def _features(path: Path, device: torch.device) -> np.ndarray | torch.Tensor:
     if device.type == "cpu" or array.dtype.kind != "f":
         return array
     return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))).to(device)
-
-
-if __name__ == "__main__":
-    run(main)

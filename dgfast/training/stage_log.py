@@ -8,6 +8,11 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from dgfast.files import write_text
+from dgfast.run_directory import METRICS, TENSORBOARD
+
+SHOWN = ("g/total", "g/image", "g/identity", "g/primary", "d/total", "loss", "accuracy", "images_per_s")  # in the bar
+
 
 class StageLog:
     """Progress and numbers of one stage.
@@ -20,10 +25,10 @@ class StageLog:
     def __init__(self, run: Path, stage: str, start: int, total: int, images_per_iteration: int):
         self.stage = stage
         self.images = images_per_iteration
-        metrics = run / "metrics.jsonl"
+        metrics = run / METRICS
         _drop_lines(metrics, stage, start)
         self.file = metrics.open("a")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start, filename_suffix=f".{stage}")
+        self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start, filename_suffix=f".{stage}")
         self.bar = tqdm(initial=start, total=total, desc=stage, unit="it", dynamic_ncols=True, mininterval=0.5)
 
     def tick(self) -> None:
@@ -52,9 +57,6 @@ class StageLog:
         self.board.close()
 
 
-SHOWN = ("g/total", "g/image", "g/identity", "g/primary", "d/total", "loss", "accuracy", "images_per_s")
-
-
 def say(message: str) -> None:
     """A line on standard error that does not tear the progress bar."""
     tqdm.write(message, file=sys.stderr)
@@ -72,6 +74,4 @@ def _drop_lines(metrics: Path, stage: str, start: int) -> None:
             continue
         if entry["stage"] != stage or entry["iteration"] < start:
             kept.append(line)
-    temporary = metrics.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    temporary.replace(metrics)
+    write_text("".join(line + "\n" for line in kept), metrics)

@@ -9,7 +9,6 @@ import tyro
 
 from dgfast.data.pedestrians import generate
 from dgfast.errors import UserError
-from dgfast.launcher import run
 
 HELP = """Synthetic pedestrians in the layout of Market-1501, with masks of the clothes; the same bytes for any number of workers.
 
@@ -48,8 +47,10 @@ class Command:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Generate as the command line says.
+    """Generate as the command line says, and print what was made.
 
+    Args:
+        argv: flags; None takes those of the process.
     Raises:
         UserError: the folder is not empty, a value is out of range.
     """
@@ -74,7 +75,3 @@ def main(argv: list[str] | None = None) -> None:
         f" {summary.query_images} query, {summary.gallery_images} gallery (of them {summary.distractor_images} distractors,"
         f" {summary.junk_images} junk); {summary.swap_truths} true swaps"
     )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -13,20 +13,27 @@ from dgfast.data.index import default_cache_dir
 from dgfast.data.loaders import choose
 from dgfast.kernels import fallbacks
 from dgfast.kernels.l1_kl import eager_reason
-from dgfast.launcher import run
 from dgfast.models import DGNet
 from dgfast.models.backbones import imagenet_file
 from dgfast.models.structure import grey
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print one line a fact; takes no arguments."""
+    """Print one line a fact.
+
+    Args:
+        argv: not read: the command has no flags.
+    """
     for name, value in facts().items():
         print(f"{name:<18}{value}")
 
 
 def facts() -> dict[str, str]:
-    """What is here, by name."""
+    """What is here.
+
+    Returns:
+        name of a fact -> what was found, in the order in which people ask.
+    """
     from dgfast import _rerank  # here, so that a broken build is a line of the report's caller and not of every import
 
     def version(package: str) -> str:
@@ -69,7 +76,3 @@ def _kernels(device: torch.device) -> str:
     if loss := eager_reason([picture, images]):
         reasons.add(f"loss: {loss}")
     return "Triton everywhere" if not reasons else "eager, or converted first: " + "; ".join(sorted(reasons))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -8,14 +8,13 @@ from typing import Any
 import tyro
 from torch import Tensor
 
+from dgfast import run_directory
 from dgfast.config import PRESETS
 from dgfast.errors import UserError
-from dgfast.launcher import run
 from dgfast.models import DGNet
 from dgfast.models.backbones import read_tensors
 from dgfast.models.dgnet import make_teacher, save_model
 from dgfast.models.reference_weights import convert, sizes
-from dgfast.training.trainer import make_run
 
 HELP = """Turn checkpoints of the public reference system into a folder that dgfast eval, dgfast.load and --teacher take.
 
@@ -42,6 +41,8 @@ class Command:
 def main(argv: list[str] | None = None) -> None:
     """Convert what the command line names.
 
+    Args:
+        argv: flags; None takes those of the process.
     Raises:
         UserError: a file that cannot be read or is another network's.
     """
@@ -56,19 +57,26 @@ def main(argv: list[str] | None = None) -> None:
     ours = convert(states)
     made = {}
     if "dgnet" in ours:
-        made["model.safetensors"] = _fill(
+        made[run_directory.MODEL] = _fill(
             DGNet(config, num_classes), ours["dgnet"], optional="discriminator." * ("dis" not in states)
         )
     if "teacher" in ours:
-        made["teacher.safetensors"] = _fill(make_teacher(config, num_classes), ours["teacher"], optional="")
-    make_run(replace(PRESETS["market1501"], model=config), command.out)
+        made[run_directory.TEACHER] = _fill(make_teacher(config, num_classes), ours["teacher"], optional="")
+    run_directory.make(replace(PRESETS["market1501"], model=config), command.out)
     for name, model in made.items():
         save_model(model, config, num_classes, command.out / name)
         print(f"{command.out / name}: {num_classes} identities")
 
 
 def unwrap(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict within a checkpoint: bare, or the one value of a dictionary; names without a leading "module."."""
+    """The state dict within a checkpoint.
+
+    Args:
+        state: the state dict itself, or a dictionary whose one value it is; names may begin with "module.", as
+            DataParallel writes them.
+    Returns:
+        name -> tensor, without that beginning.
+    """
     while len(state) == 1 and isinstance(next(iter(state.values())), dict):
         state = next(iter(state.values()))
     return {name.removeprefix("module."): value for name, value in state.items()}
@@ -89,7 +97,3 @@ def _fill(model: Any, state: dict[str, Tensor], optional: str) -> Any:
             f"{len(missing)} entries are missing from the checkpoints, first {missing[0]}; expected whole networks"
         )
     return model
-
-
-if __name__ == "__main__":
-    run(main)

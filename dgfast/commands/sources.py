@@ -1,0 +1,51 @@
+"""Where a run's images come from: the folder that was named, or the built-in pedestrians, made once and kept."""
+
+import os
+from pathlib import Path
+
+from dgfast.config import Config, SyntheticConfig
+from dgfast.data import ReidData, load_reid
+from dgfast.data.index import default_cache_dir
+from dgfast.data.pedestrians import generate
+from dgfast.data.pedestrians.dataset import VERSION
+from dgfast.training.distributed import Workers
+
+
+def open_data(config: Config, workers: Workers) -> ReidData:
+    """Open the data set of a run. The first process makes and checks it, the others then find the work done.
+
+    Args:
+        config: the run's settings.
+        workers: the processes.
+    Returns:
+        the data set, of which every image has been checked.
+    Raises:
+        UserError: see `data.datasets.load_reid`.
+    """
+    data = config.data
+    with workers.first_goes_first():
+        if data.data_root is not None:
+            root, kind = data.data_root, data.dataset
+        else:
+            root, kind = _built_in_pedestrians(config.synthetic, (data.image_height, data.image_width)), "market1501"
+        return load_reid(root, kind, variant=data.variant, progress=workers.first)
+
+
+def _built_in_pedestrians(config: SyntheticConfig, size: tuple[int, int]) -> Path:
+    """The folder of the built-in pedestrians with these settings, in the user's cache; they are made if need be."""
+    people = f"{config.synthetic_train_identities}+{config.synthetic_test_identities}"
+    images = f"x{config.synthetic_images_per_camera:g}-d{config.synthetic_difficulty:g}-s{config.synthetic_seed}"
+    root = default_cache_dir(os.environ) / f"pedestrians-v{VERSION}-{people}-{images}-{size[0]}x{size[1]}"
+    if not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        generate(
+            root,
+            identities=config.synthetic_train_identities + config.synthetic_test_identities,
+            test_identities=config.synthetic_test_identities,
+            seed=config.synthetic_seed,
+            difficulty=config.synthetic_difficulty,
+            images_per_camera=config.synthetic_images_per_camera,
+            distractors=config.synthetic_test_identities // 2,
+            size=size,
+        )
+    return root
