@@ -10,7 +10,7 @@ import tyro
 
 from dgfast.config import EvalConfig
 from dgfast.data import load_reid
-from dgfast.data.loaders import LoaderName
+from dgfast.data.loaders.choose import LoaderName
 from dgfast.errors import UserError
 from dgfast.launcher import run
 from dgfast.models.dgnet import load_model

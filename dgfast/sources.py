@@ -5,9 +5,9 @@ from pathlib import Path
 
 from dgfast.config import Config, SyntheticConfig
 from dgfast.data import ReidData, load_reid
-from dgfast.data.index import default_cache_dir
-from dgfast.data.pedestrians import generate
-from dgfast.data.pedestrians.dataset import VERSION
+from dgfast.data.datasets.check import default_cache_dir
+from dgfast.pedestrians import generate
+from dgfast.pedestrians.dataset import VERSION
 from dgfast.training.distributed import Workers
 
 
@@ -15,7 +15,7 @@ def open_data(config: Config, workers: Workers) -> ReidData:
     """The data set of a run; one process makes and checks it, the others wait.
 
     Raises:
-        UserError: see `data.datasets.load_reid`.
+        UserError: see `data.load_reid`.
     """
     data = config.data
     root = data.data_root

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import tyro
 
-from dgfast.data.pedestrians import generate
 from dgfast.errors import UserError
 from dgfast.launcher import run
+from dgfast.pedestrians import generate
 
 HELP = """Synthetic pedestrians in the layout of Market-1501, with masks of the clothes; the same bytes for any number of workers.
 

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from dgfast.data.pedestrians import generate
-from dgfast.data.pedestrians.dataset import Parameters, count_images, identity_of, records_of, world_of
-from dgfast.data.pedestrians.rasterise import rasterise
-from dgfast.data.pedestrians.swap import draw_pair, render_swap
 from dgfast.errors import UserError
+from dgfast.pedestrians import generate
+from dgfast.pedestrians.dataset import Parameters, count_images, identity_of, records_of, world_of
+from dgfast.pedestrians.rasterise import rasterise
+from dgfast.pedestrians.swap import draw_pair, render_swap
 
 NAME = re.compile(r"^(-1|\d{4})_c([1-6])s([1-6])_(\d{6})_(\d{2})$")
 SIZE = (96, 48)
@@ -262,7 +262,7 @@ def test_nothing_is_left_after_a_failure(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("dgfast.data.pedestrians.dataset.take_picture", fail)
+    monkeypatch.setattr("dgfast.pedestrians.dataset.take_picture", fail)
     with pytest.raises(RuntimeError):
         generate(tmp_path / "set", identities=2, workers=1, progress=False)
     assert not list(tmp_path.iterdir())

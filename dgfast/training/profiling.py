@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from dgfast.config import LossConfig
-from dgfast.data.loading import PairBatch, StreamBatch
+from dgfast.data.batches import PairBatch, StreamBatch
 
 from .distributed import Workers
 from .phases import NETWORKS, STEPS, named

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dgfast.config import Config
-from dgfast.data.loading import PairBatch
+from dgfast.data.batches import PairBatch
 from dgfast.models import DGNet, Teacher
 
 from . import losses
