@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the restatement is the tests'
 
 from dgfast.config import Config, LossConfig, OptimConfig
-from dgfast.data.loading import PairBatch, StreamBatch
+from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher
 from dgfast.training.distributed import Workers

@@ -17,16 +17,17 @@ import pytest
 import torch
 from PIL import Image
 
-dali = pytest.importorskip("dgfast.data.dali", exc_type=ImportError)
+dali = pytest.importorskip("dgfast.data.loaders.dali", exc_type=ImportError)
 
-from dgfast.data import encoded, loaders, torchvision_loader  # noqa: E402
-from dgfast.data.dali import DaliPairLoader  # noqa: E402
-from dgfast.data.loading import denormalise  # noqa: E402
+from dgfast.data.batches import denormalise  # noqa: E402
+from dgfast.data.loaders import choose as choose_module  # noqa: E402
+from dgfast.data.loaders import encoded, torchvision  # noqa: E402
+from dgfast.data.loaders.dali import DaliPairLoader  # noqa: E402
+from dgfast.data.loaders.torchvision import TorchvisionPairLoader  # noqa: E402
 from dgfast.data.pairs import PairSampler  # noqa: E402
-from dgfast.data.pedestrians import generate  # noqa: E402
 from dgfast.data.records import Record  # noqa: E402
-from dgfast.data.torchvision_loader import TorchvisionPairLoader  # noqa: E402
 from dgfast.errors import UserError  # noqa: E402
+from dgfast.pedestrians import generate  # noqa: E402
 from tests.test_torchvision_loader import SIZE, assert_same, is_running, make_records, sampler_of  # noqa: E402
 
 LOADERS = {"dali": DaliPairLoader, "torchvision": TorchvisionPairLoader}
@@ -361,7 +362,7 @@ def test_memory_limit(tmp_path):
     assert encoded.memory_limit(2, tmp_path / "none") == 2**29
 
 
-@pytest.mark.parametrize("module", [dali, torchvision_loader])
+@pytest.mark.parametrize("module", [dali, torchvision])
 def test_evaluation_keeps_the_order_and_the_last_batch(records, module):
     batches = list(module.evaluation_batches(records, SIZE, 4, workers=0))
     assert [(images.shape[0], start) for images, start in batches] == [(4, 0), (4, 4), (2, 8)]
@@ -397,14 +398,14 @@ def test_region_of_a_mirrored_view_is_the_reverse():
 
 
 def test_choice_of_the_loader(monkeypatch):
-    choose = loaders.choose.__wrapped__
+    choose = choose_module.choose_loader.__wrapped__
     name, reason = choose("auto", CPU)
     assert name == "dali" and reason.startswith("DALI 2") and "CPU" in reason
     assert choose("torchvision", CPU)[0] == "torchvision"
     monkeypatch.setattr(dali, "check", lambda device: (_ for _ in ()).throw(RuntimeError("trace\nno driver")))
     assert choose("auto", CPU) == ("torchvision", "torchvision, because DALI does not work here (no driver)")
-    monkeypatch.setitem(sys.modules, "dgfast.data.dali", None)
-    monkeypatch.delattr("dgfast.data.dali")
+    monkeypatch.setitem(sys.modules, "dgfast.data.loaders.dali", None)
+    monkeypatch.delattr("dgfast.data.loaders.dali")
     assert choose("auto", CPU)[1].startswith("torchvision, because DALI cannot be imported")
     with pytest.raises(UserError, match="--loader dali: DALI cannot be imported"):
         choose("dali", CPU)

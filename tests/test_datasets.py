@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dgfast.data.datasets import load_reid
+from dgfast.data.datasets.load import load_reid
 from dgfast.errors import UserError
 
 
@@ -284,7 +284,7 @@ def test_splits_are_checked_once_whichever_are_asked_for(tmp_path, load, monkeyp
     load(root, splits=["train"])
     load(root, splits=["query", "gallery"])
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    monkeypatch.setattr("dgfast.data.index.read_image", lambda path: pytest.fail(f"{path} was opened again"))
+    monkeypatch.setattr("dgfast.data.datasets.check.read_image", lambda path: pytest.fail(f"{path} was opened again"))
     load(root)
 
 

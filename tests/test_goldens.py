@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dgfast.data.loading import PairBatch, StreamBatch
+from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher
 from dgfast.models.reference_weights import convert, dgfast_name, sizes

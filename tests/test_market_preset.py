@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dgfast.commands import train
-from dgfast.data.pedestrians import generate
+from dgfast.pedestrians import generate
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dgfast.data.loading import PairBatch, StreamBatch
+from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher
 from dgfast.training.frozen import frozen

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dgfast.data.loading import IMAGENET_MEAN, IMAGENET_STD, denormalise, erase, normalise
+from dgfast.data.batches import IMAGENET_MEAN, IMAGENET_STD, denormalise, erase, normalise
+from dgfast.data.loaders.torchvision import TorchvisionPairLoader, evaluation_batches
 from dgfast.data.pairs import PairSampler
 from dgfast.data.records import Record
-from dgfast.data.torchvision_loader import TorchvisionPairLoader, evaluation_batches
 from dgfast.errors import UserError
 
 SIZE, PAD = (32, 16), 3

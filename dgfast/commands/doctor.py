@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from dgfast.config import PRESETS
-from dgfast.data.index import default_cache_dir
-from dgfast.data.loaders import choose
+from dgfast.data.datasets.check import default_cache_dir
+from dgfast.data.loaders.choose import choose_loader
 from dgfast.kernels import fallbacks
 from dgfast.kernels.l1_kl import eager_reason
 from dgfast.models import DGNet
@@ -53,7 +53,7 @@ def facts() -> dict[str, str]:
         "GPUs": "; ".join(devices) or "none: everything runs on the CPU",
         "CPU": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
         "fused kernels": _kernels(torch.device("cuda" if devices else "cpu")),
-        "image loader": choose("auto", torch.device("cuda" if devices else "cpu"))[1],
+        "image loader": choose_loader("auto", torch.device("cuda" if devices else "cpu"))[1],
         "extension": ", ".join(f"{k} {v}" for k, v in _rerank.build_info().items()),
         "ImageNet weights": f"{weights} ({'present' if weights.is_file() else 'absent: fetched at the first use, or put there'})",
         "cache": str(default_cache_dir(os.environ)),

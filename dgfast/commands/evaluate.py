@@ -12,7 +12,7 @@ from dgfast import run_directory
 from dgfast.commands.sources import open_data
 from dgfast.config import EvalConfig
 from dgfast.data import load_reid
-from dgfast.data.loaders import LoaderName
+from dgfast.data.loaders.choose import LoaderName
 from dgfast.errors import UserError
 from dgfast.files import write_json
 from dgfast.models.dgnet import load_model

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from dgfast.config import Config, SyntheticConfig
 from dgfast.data import ReidData, load_reid
-from dgfast.data.index import default_cache_dir
-from dgfast.data.pedestrians import generate
-from dgfast.data.pedestrians.dataset import VERSION
+from dgfast.data.datasets.check import default_cache_dir
+from dgfast.pedestrians import generate
+from dgfast.pedestrians.dataset import VERSION
 from dgfast.training.distributed import Workers
 
 
@@ -20,7 +20,7 @@ def open_data(config: Config, workers: Workers) -> ReidData:
     Returns:
         the data set, of which every image has been checked.
     Raises:
-        UserError: see `data.datasets.load_reid`.
+        UserError: see `data.load_reid`.
     """
     data = config.data
     with workers.first_goes_first():

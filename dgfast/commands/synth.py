@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from dgfast.data.pedestrians import generate
+from dgfast.pedestrians import generate
 from dgfast.errors import UserError
 
 HELP = """Synthetic pedestrians in the layout of Market-1501, with masks of the clothes; the same bytes for any number of workers.

@@ -1,33 +1,26 @@
-"""Images: what a data set has (datasets), which of them make up a batch (pairs), how they turn into tensors (loading).
+"""Data sets and their batches: which images there are (datasets), which of them make up a batch (pairs), and how they
+become tensors (batches, loaders)."""
 
-Names are loaded when first used: the processes that draw synthetic pedestrians import this package and need no torch.
-"""
+from .batches import IMAGENET_MEAN, IMAGENET_STD, PairBatch, PairLoader, StreamBatch, denormalise
+from .datasets import load_reid
+from .loaders import choose_loader, evaluation_batches, pair_loader
+from .pairs import PairSampler, Sample, View
+from .records import Record, ReidData
 
-import importlib
-from typing import Any
-
-_MODULE_OF = {
-    "load_reid": "datasets",
-    "IMAGENET_MEAN": "loading",
-    "IMAGENET_STD": "loading",
-    "PairBatch": "loading",
-    "PairLoader": "loading",
-    "StreamBatch": "loading",
-    "denormalise": "loading",
-    "PairSampler": "pairs",
-    "Sample": "pairs",
-    "View": "pairs",
-    "Record": "records",
-    "ReidData": "records",
-    "choose": "loaders",
-    "evaluation_batches": "loaders",
-    "pair_loader": "loaders",
-}
-
-__all__ = list(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "PairBatch",
+    "PairLoader",
+    "PairSampler",
+    "Record",
+    "ReidData",
+    "Sample",
+    "StreamBatch",
+    "View",
+    "choose_loader",
+    "denormalise",
+    "evaluation_batches",
+    "load_reid",
+    "pair_loader",
+]

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from dgfast.config import Config, LossConfig
-from dgfast.data.loading import PairBatch, StreamBatch
+from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.data.records import ReidData
 from dgfast.training.distributed import Workers
 from dgfast.training.stages import STAGES, Stage

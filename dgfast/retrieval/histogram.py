@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dgfast.data.image import UnreadableImage, read_image
+from dgfast.data.loaders.image import UnreadableImage, read_image
 from dgfast.errors import UserError
 
 STRIPES = 6

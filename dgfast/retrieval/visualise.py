@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dgfast.data.image import UnreadableImage, read_image
+from dgfast.data.loaders.image import UnreadableImage, read_image
 from dgfast.data.records import DISTRACTOR, JUNK
 from dgfast.errors import UserError
 

@@ -8,7 +8,7 @@ for parameters. The losses themselves are pure functions in step.py and losses.p
 from torch import Tensor, nn
 
 from dgfast.config import Config
-from dgfast.data.loading import PairBatch
+from dgfast.data.batches import PairBatch
 from dgfast.models import DGNet, Teacher
 
 from . import losses

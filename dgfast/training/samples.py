@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from dgfast.data.loading import denormalise
+from dgfast.data.batches import denormalise
 from dgfast.data.records import Record
 from dgfast.models import DGNet
 from dgfast.models.structure import grey

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dgfast.config import TEACHER_IMAGES, Config
-from dgfast.data.loading import PairBatch
+from dgfast.data.batches import PairBatch
 from dgfast.models import DGNet, Teacher
 
 from .distributed import Workers

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dgfast.config import LabelStyle, LossConfig
-from dgfast.data.loading import PairBatch
+from dgfast.data.batches import PairBatch
 from dgfast.kernels import l1_kl_loss
 from dgfast.models import DGNet, Teacher
 from dgfast.models.structure import grey

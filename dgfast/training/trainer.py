@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dgfast.config import Config
-from dgfast.data.loaders import choose, evaluation_batches, pair_loader
-from dgfast.data.loading import PairLoader
+from dgfast.data.loaders.choose import choose_loader, evaluation_batches, pair_loader
+from dgfast.data.batches import PairLoader
 from dgfast.data.pairs import PairSampler
 from dgfast.data.records import ReidData
 from dgfast.errors import UserError
@@ -49,7 +49,7 @@ class Trainer:
             raise UserError(
                 f"{data.root} has {data.num_classes} training identity; expected at least two: swaps need another"
             )
-        _, loader = choose(config.data.loader, workers.device)
+        _, loader = choose_loader(config.data.loader, workers.device)
         if workers.first:
             log.info("images are loaded by %s", loader)
         self.precision = MixedPrecision(config.run.precision, workers.device, config.run.tf32)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dgfast.data.index as index_module
-from dgfast.data.image import read_image
-from dgfast.data.index import check_images, default_cache_dir
+import dgfast.data.datasets.check as check_module
+from dgfast.data.datasets.check import check_images, default_cache_dir
+from dgfast.data.loaders.image import read_image
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def opened(monkeypatch):
         names.append(path.name)
         return read_image(path)
 
-    monkeypatch.setattr(index_module, "read_image", read)
+    monkeypatch.setattr(check_module, "read_image", read)
     return names
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dgfast.data.image import UnreadableImage, decode_image, read_bytes
+from dgfast.data.loaders.image import UnreadableImage, decode_image, read_bytes
 from dgfast.errors import UserError
 
 _log = logging.getLogger("dgfast")

@@ -30,9 +30,9 @@ os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", str(2**16))
 
 from nvidia.dali import Pipeline, fn, types  # noqa: E402
 
-from dgfast.data.encoded import EncodedImages, memory_limit, portable, report, unreadable_error  # noqa: E402
-from dgfast.data.image import UnreadableImage, read_bytes  # noqa: E402
-from dgfast.data.loading import IMAGENET_MEAN, IMAGENET_STD, PairBatch, class_indices, pair_batch  # noqa: E402
+from dgfast.data.batches import IMAGENET_MEAN, IMAGENET_STD, PairBatch, class_indices, pair_batch  # noqa: E402
+from dgfast.data.loaders.encoded import EncodedImages, memory_limit, portable, report, unreadable_error  # noqa: E402
+from dgfast.data.loaders.image import UnreadableImage, read_bytes  # noqa: E402
 from dgfast.data.pairs import PairSampler, Sample, View, views_of  # noqa: E402
 from dgfast.data.records import Record  # noqa: E402
 from dgfast.errors import UserError  # noqa: E402
@@ -46,7 +46,7 @@ NOWHERE = (0.0, 0.0, 0.0, 0.0)  # rectangle: top, left, height, width, in pixels
 
 
 class DaliPairLoader:
-    """An endless iterator of `PairBatch` (see `loading.PairLoader`), starting at `start_iteration`.
+    """An endless iterator of `PairBatch` (see `batches.PairLoader`), starting at `start_iteration`.
 
     A file that cannot be read although the index found it sound is replaced by the next image of the same identity that
     can; it is logged once, by name, and counted in `unreadable`. `label` and `index` stay those of the sample. One that

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dgfast.data.loading import PairLoader
+from dgfast.data.batches import PairLoader
 from dgfast.data.pairs import PairSampler
 from dgfast.data.records import Record
 from dgfast.errors import UserError
@@ -16,7 +16,7 @@ LoaderName = Literal["auto", "dali", "torchvision"]
 
 
 @functools.cache
-def choose(wanted: LoaderName, device: torch.device) -> tuple[str, str]:
+def choose_loader(wanted: LoaderName, device: torch.device) -> tuple[str, str]:
     """("dali" or "torchvision", the choice and its reason in one line); found out once, then the same at every call.
 
     Raises:
@@ -37,12 +37,12 @@ def choose(wanted: LoaderName, device: torch.device) -> tuple[str, str]:
 def pair_loader(
     wanted: LoaderName, records: Sequence[Record], sampler: PairSampler, *, device: torch.device, **options: Any
 ) -> PairLoader:
-    """The training batches of `sampler`, loaded by the library that `choose` gives; `options` are those of its
+    """The training batches of `sampler`, loaded by the library that `choose_loader` gives; `options` are those of its
     loader."""
-    if choose(wanted, device)[0] == "dali":
-        from dgfast.data.dali import DaliPairLoader as Loader
+    if choose_loader(wanted, device)[0] == "dali":
+        from dgfast.data.loaders.dali import DaliPairLoader as Loader
     else:
-        from dgfast.data.torchvision_loader import TorchvisionPairLoader as Loader
+        from dgfast.data.loaders.torchvision import TorchvisionPairLoader as Loader
     return Loader(records, sampler, device=device, **options)
 
 
@@ -63,16 +63,16 @@ def evaluation_batches(
     Raises:
         UserError: a file cannot be read: leaving it out would change the figures.
     """
-    if choose(wanted, device)[0] == "dali":
-        from dgfast.data.dali import evaluation_batches as batches
+    if choose_loader(wanted, device)[0] == "dali":
+        from dgfast.data.loaders.dali import evaluation_batches as batches
     else:
-        from dgfast.data.torchvision_loader import evaluation_batches as batches
+        from dgfast.data.loaders.torchvision import evaluation_batches as batches
     return batches(records, image_size, batch, workers=workers, device=device)
 
 
 def _why_not_dali(device: torch.device) -> str | None:
     try:
-        from dgfast.data import dali
+        from dgfast.data.loaders import dali
     except ImportError as error:
         return f"DALI cannot be imported ({error})"
     try:

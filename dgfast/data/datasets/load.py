@@ -4,8 +4,8 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from dgfast.data import layouts
-from dgfast.data.index import check_images, default_cache_dir
+from dgfast.data.datasets import layouts
+from dgfast.data.datasets.check import check_images, default_cache_dir
 from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
 

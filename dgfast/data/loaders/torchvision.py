@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dgfast.data.encoded import EncodedImages, memory_limit, report, resized, unreadable_error
-from dgfast.data.image import UnreadableImage, read_bytes
-from dgfast.data.loading import PairBatch, class_indices, erase, normalise, pair_batch
+from dgfast.data.batches import PairBatch, class_indices, erase, normalise, pair_batch
+from dgfast.data.loaders.encoded import EncodedImages, memory_limit, report, resized, unreadable_error
+from dgfast.data.loaders.image import UnreadableImage, read_bytes
 from dgfast.data.pairs import PairSampler, Sample, View, views_of
 from dgfast.data.records import Record
 from dgfast.errors import UserError
 
 
 class TorchvisionPairLoader:
-    """An endless iterator of `PairBatch` (see `loading.PairLoader`), starting at `start_iteration`.
+    """An endless iterator of `PairBatch` (see `batches.PairLoader`), starting at `start_iteration`.
 
     A file that cannot be read although the index found it sound is replaced by the next image of the same identity that
     can; it is logged once, by name, and counted in `unreadable`. `label` and `index` stay those of the sample.

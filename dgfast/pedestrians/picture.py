@@ -43,6 +43,7 @@ def _passer(seed: int, index: int) -> Figure:
     return build_figure(draw_identity(np.random.default_rng([seed, 4, index])), load_body_pack())
 
 
+@lru_cache(maxsize=1)
 def make_world(seed: int, difficulty: float) -> World:
     """The cameras and their views for a data set's seed."""
     backgrounds = [background(np.random.default_rng([seed, 5, index]), index) for index in range(COUNT)]
