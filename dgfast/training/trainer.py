@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dgfast.config import TEACHER_IMAGES, Config, to_json
-from dgfast.data.batches import PairLoader
-from dgfast.data.loaders.choose import choose_loader, evaluation_batches, pair_loader
+from dgfast.data.loaders import PairLoader, choose_loader, evaluation_batches, pair_loader
 from dgfast.data.pairs import PairSampler
 from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
