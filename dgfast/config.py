@@ -14,6 +14,10 @@ from dgfast.errors import UserError
 
 LabelStyle = Literal["soft", "hard", "appearance", "uniform", "two-label"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DatasetName = Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "folder", "prepared"]
+Variant = Literal["labeled", "detected"]
+LoaderName = Literal["auto", "dali", "torchvision"]
+CacheName = Literal["ram", "none"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,9 @@ class DataConfig:
 
     data_root: Path | None = None
     """Folder of the data set. Without it: the built-in synthetic pedestrians."""
-    dataset: Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "folder", "prepared"] = "auto"
+    dataset: DatasetName = "auto"
     """Layout of the folder; auto looks at what is there."""
-    variant: Literal["labeled", "detected"] = "labeled"
+    variant: Variant = "labeled"
     """Boxes of CUHK03-NP: drawn by hand or found by a detector."""
     image_height: int = 256
     """Height of the images, pixels; divisible by 16."""
@@ -36,13 +40,13 @@ class DataConfig:
     """Chance of mirroring an image."""
     erase_probability: float = 0.5
     """Chance of random erasing in the copies that the identity losses see."""
-    loader: Literal["auto", "dali", "torchvision"] = "auto"
+    loader: LoaderName = "auto"
     """Library that loads images; auto: DALI where it works, which `dgfast doctor` tells, else torchvision."""
     loader_workers: int = 2
     """DALI's threads on the CPU (at least one), or torchvision's processes (0: in the training process)."""
     prefetch: int = 2
     """Batches prepared ahead (torchvision: by each of its processes)."""
-    cache: Literal["ram", "none"] = "ram"
+    cache: CacheName = "ram"
     """ram: keep the image files in memory if half of what is free takes them; none: read them from disk again and
     again."""
 
@@ -408,7 +412,7 @@ def _quickstart() -> Config:
     )
 
 
-def _public(name: str, dataset: str) -> Config:
+def _public(name: str, dataset: DatasetName) -> Config:
     return Config(preset=name, data=DataConfig(dataset=dataset))
 
 

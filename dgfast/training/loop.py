@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dgfast.config import RunConfig
-from dgfast.data.batches import PairLoader
+from dgfast.data.loaders import PairLoader
 from dgfast.errors import Diverged, Interrupted, UserError
 from dgfast.run_directory import CHECKPOINTS
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dgfast.config import Config
-from dgfast.data.loaders.choose import choose_loader, evaluation_batches, pair_loader
-from dgfast.data.batches import PairLoader
+from dgfast.data.loaders import PairLoader, choose_loader, evaluation_batches, pair_loader
 from dgfast.data.pairs import PairSampler
 from dgfast.data.records import ReidData
 from dgfast.errors import UserError
