@@ -7,7 +7,6 @@ On a CPU eager and torch.compile run at the smallest batch. Nothing is timed bef
 in fp64.
 """
 
-import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,8 +14,6 @@ import pytest
 import torch
 from dgfast.kernels import adain, layer_norm
 from torch import Tensor
-
-fused = importlib.import_module("dgfast.kernels.adain")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"

@@ -134,10 +134,10 @@ def watched(device: torch.device):
         restore.append((owner, attribute, plain))
         setattr(owner, attribute, timed)
 
-    watch(torch, "mm", "product")
     watch(reranking, "make_ready", "features")
-    for name in ("nearest_block", "distances_block", *STAGES):
-        watch(kind, name, "nearest" if name == "nearest_block" else "distances" if name == "distances_block" else name)
+    labels = {"multiply": "product", "nearest_block": "nearest", "distances_block": "distances"}
+    for name in (*labels, *STAGES):
+        watch(kind, name, labels.get(name, name))
     try:
         yield spent
     finally:

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -37,6 +38,26 @@ int cuda_device_count() {
 #else
   return 0;
 #endif
+}
+
+// Calls work(0) .. work(count - 1) on OpenMP's threads, in any order, and raises the first exception that one raised;
+// the calls that had not begun by then are left out.
+void on_threads(int64_t count, const nb::callable& work) {
+  std::exception_ptr error;
+  {
+    nb::gil_scoped_release release;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t i = 0; i < count; ++i) {
+      nb::gil_scoped_acquire acquire;  // guards `error` too
+      if (error) continue;
+      try {
+        work(i);
+      } catch (...) {
+        error = std::current_exception();
+      }
+    }
+  }
+  if (error) std::rethrow_exception(error);
 }
 
 // "" is the fastest this processor runs.
@@ -521,6 +542,8 @@ NB_MODULE(_rerank, m) {
         "time (scalar, avx2 or avx512), max_threads (of OpenMP).");
   m.def("cuda_device_count", &cuda_device_count,
         "CUDA devices in sight; 0 in a build without CUDA and where there is no driver.");
+  m.def("on_threads", &on_threads, "count"_a, "work"_a,
+        "Call work(0) .. work(count - 1) on OpenMP's threads, in any order; an exception of one is raised here.");
   nb::module_ cpu = m.def_submodule("cpu", "The stages on the CPU.");
   bind_cpu(cpu);
 #if DGFAST_WITH_CUDA

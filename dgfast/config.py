@@ -7,12 +7,17 @@ Field names are unique across the whole tree, so that each is one flag of the co
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dgfast.errors import UserError
 
 LabelStyle = Literal["soft", "hard", "appearance", "uniform", "two-label"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DatasetName = Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "folder", "prepared"]
+Variant = Literal["labeled", "detected"]
+LoaderName = Literal["auto", "dali", "torchvision"]
+CacheName = Literal["ram", "none"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,9 @@ class DataConfig:
 
     data_root: Path | None = None
     """Folder of the data set. Without it: the built-in synthetic pedestrians."""
-    dataset: Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "folder", "prepared"] = "auto"
+    dataset: DatasetName = "auto"
     """Layout of the folder; auto looks at what is there."""
-    variant: Literal["labeled", "detected"] = "labeled"
+    variant: Variant = "labeled"
     """Boxes of CUHK03-NP: drawn by hand or found by a detector."""
     image_height: int = 256
     """Height of the images, pixels; divisible by 16."""
@@ -35,13 +40,13 @@ class DataConfig:
     """Chance of mirroring an image."""
     erase_probability: float = 0.5
     """Chance of random erasing in the copies that the identity losses see."""
-    loader: Literal["auto", "dali", "torchvision"] = "auto"
+    loader: LoaderName = "auto"
     """Library that loads images; auto: DALI where it works, which `dgfast doctor` tells, else torchvision."""
     loader_workers: int = 2
     """DALI's threads on the CPU (at least one), or torchvision's processes (0: in the training process)."""
     prefetch: int = 2
     """Batches prepared ahead (torchvision: by each of its processes)."""
-    cache: Literal["ram", "none"] = "ram"
+    cache: CacheName = "ram"
     """ram: keep the image files in memory if half of what is free takes them; none: read them from disk again and
     again."""
 
@@ -238,19 +243,27 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole tree."""
+    """The whole tree; every field name in it is a flag."""
 
     preset: str = "quickstart"
     """Named set of defaults: quickstart, market1501, dukemtmc, msmt17, cuhk03np, folder. Every other flag overrides
     it."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Which images, and how they are augmented."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """The built-in pedestrians."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """Sizes of the networks."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the objective."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimisers and schedules of DG-Net."""
     teaching: TeacherConfig = field(default_factory=TeacherConfig)
+    """The teacher's stage."""
     run: RunConfig = field(default_factory=RunConfig)
+    """Where, how long, how precisely."""
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+    """Test protocol."""
 
 
 TEACHER_IMAGES = 4  # images of one pair of samples, all of which the teacher sees
@@ -259,8 +272,10 @@ TEACHER_IMAGES = 4  # images of one pair of samples, all of which the teacher se
 def check(config: Config) -> None:
     """Refuse numbers that no run can have, before anything is read or written.
 
+    Args:
+        config: every setting.
     Raises:
-        UserError: the first of them, by its flag.
+        UserError: the first wrong number, by its flag.
     """
     data, optim, teaching, run = config.data, config.optim, config.teaching, config.run
     for name in ("image_height", "image_width"):
@@ -313,7 +328,13 @@ def _expect(fine: bool, name: str, found: object, expected: str) -> None:
 
 
 def to_json(config: Any) -> Any:
-    """A configuration as plain JSON values (paths as strings, tuples as lists)."""
+    """A configuration as plain JSON values.
+
+    Args:
+        config: dataclass, or a value in one.
+    Returns:
+        dictionaries by field name; paths are strings, tuples are lists.
+    """
     if dataclasses.is_dataclass(config):
         return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Path):
@@ -322,25 +343,31 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(values: dict[str, Any]) -> Config:
-    """The configuration that `to_json` wrote. Entries that are missing take their defaults; unknown ones raise
-    TypeError."""
-    groups: dict[str, Any] = {}
-    for group in dataclasses.fields(Config):
-        if group.name not in values:
-            continue
-        if group.name == "preset":
-            groups["preset"] = values["preset"]
-            continue
-        cls = group.default_factory
-        entries = dict(values[group.name])
-        for name in ("milestones", "teacher_milestones"):
-            if name in entries:
-                entries[name] = tuple(entries[name])
-        for name in ("data_root", "teacher", "out"):
-            if entries.get(name) is not None:
-                entries[name] = Path(entries[name])
-        groups[group.name] = cls(**entries)
-    return Config(**groups)
+    """The configuration that `to_json` wrote.
+
+    Args:
+        values: dictionaries by field name; entries that are missing take their defaults.
+    Returns:
+        the tree of dataclasses.
+    Raises:
+        TypeError: an entry has an unknown name.
+    """
+    return _decode(values, Config)
+
+
+def _decode(value: Any, kind: Any) -> Any:
+    """A JSON value as the type that a field is annotated with."""
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        unknown = set(value) - hints.keys()
+        if unknown:
+            raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+        return kind(**{name: _decode(entry, hints[name]) for name, entry in value.items()})
+    if get_origin(kind) in (Union, UnionType):
+        return None if value is None else _decode(value, next(k for k in get_args(kind) if k is not NoneType))
+    if get_origin(kind) is tuple:
+        return tuple(_decode(entry, get_args(kind)[0]) for entry in value)
+    return Path(value) if kind is Path else value
 
 
 def _quickstart() -> Config:
@@ -385,7 +412,7 @@ def _quickstart() -> Config:
     )
 
 
-def _public(name: str, dataset: str) -> Config:
+def _public(name: str, dataset: DatasetName) -> Config:
     return Config(preset=name, data=DataConfig(dataset=dataset))
 
 

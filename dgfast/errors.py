@@ -1,10 +1,11 @@
-"""Errors that end a command with one clear line instead of a traceback."""
+"""Errors that end a command with one clear line instead of a traceback; launcher.py says how."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: entry points print the message on one line and exit with status 2.
+    """A mistake that the user can mend; the command's exit status is 2.
 
-    The message says what, what was found, what was expected and the next step.
+    Args:
+        message: what, what was found, what was expected, and the next step; printed on one line.
     """
 
     def __init__(self, message: str):
@@ -12,11 +13,18 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """A loss that is no longer finite: entry points print the message on one line and exit with status 1."""
+    """A loss that is no longer finite; the command's exit status is 1."""
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM, after the iteration was finished and saved: entry points exit with status 128 + signal."""
+    """The end of a command that SIGINT or SIGTERM stopped, after the iteration was finished and saved.
+
+    The command's exit status is 128 + signal.
+
+    Args:
+        signal: number of the signal.
+        message: where the run stopped and how it goes on.
+    """
 
     def __init__(self, signal: int, message: str):
         super().__init__(message)

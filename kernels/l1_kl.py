@@ -1,8 +1,8 @@
 """The combined L1/KL loss: every elementwise term of the generator's objective, with its gradients, in one launch.
 
-    term_i = mean |prediction_i - target_i|                                              (one for each pair, any shapes)
-    label  = mean_v softmax(teacher_logits[v])            [N, K]                         (or `labels`, ready
-    probabilities) kl     = mean_n sum_k label[n, k] (log label[n, k] - log softmax(student_logits)[n, k])
+    term_i = mean |prediction_i - target_i|                             one for each pair, of any shape
+    label  = mean_v softmax(teacher_logits[v])                          [N, K]; or `labels`, ready probabilities
+    kl     = mean_n sum_k label[n, k] (log label[n, k] - log softmax(student_logits)[n, k])
     total  = sum_i weight_i term_i + kl_weight kl
 
     d total / d prediction_i   = weight_i / size_i * sign(prediction_i - target_i)       (0 where they are equal)
@@ -10,21 +10,25 @@
 
 Source: DG-Net (CVPR 2019): reconstructions, equations 1, 2 and 4; the soft label's divergence, equations 6 and 7.
 
-A scalar's incoming gradient is one number, so the gradients can be written by the pass that reads the inputs, as if it
-were 1: nothing is read twice. The backward pass multiplies them in place by the incoming gradient, and a program that
-finds 1 there
-returns at once: one launch and no traffic, without asking the host. (Compiled, the product is fused into what reads
-it.) Gradients of fp16 predictions are kept as signs and get weight / size in the backward pass, where a loss scale is
-in the
-incoming gradient: alone, weight / size is below what fp16 can hold.
+The incoming gradient of a scalar is one number. So the pass that reads the inputs can write the gradients as if that
+number were 1, and nothing is read twice. The backward pass multiplies them in place by the incoming gradient. A program
+that finds 1 there returns at once: one launch and no traffic, and the host need not ask for the number. (Under
+torch.compile the product is left to the compiler, which fuses it into whatever reads the gradient.) Gradients of fp16
+predictions are kept as signs, and get weight / size in the backward pass, where the loss scale is in the incoming
+gradient: weight / size alone is below what fp16 can hold.
 
-Addresses, sizes and weights of all pairs are arguments of the launch: no table is copied to the device, and CUDA graphs
-can capture it. Sums are deterministic: a partial sum for each program, then one program adds them in a fixed order, in
-fp64.
+The addresses, sizes and weights of all pairs are arguments of the launch. So no table is copied to the device, and CUDA
+graphs can capture the launch. Sums are deterministic: every program leaves a partial sum, and one program adds them in
+a fixed order, in fp64.
+
+Tests: tests/test_l1_kl.py runs the kernels in Triton's interpreter against fp64, within the TOLERANCES of
+tests/interpreted/l1_kl_cases.py, and compiles them for three GPUs. Speed: bench/bench_l1_kl.py. No fraction of a card's
+bandwidth has been measured yet (docs/benchmarks.md).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,25 +36,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._dispatch import takes_triton
+
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
 TILE = 4096  # bytes of each tensor that a program handles at once: two 16-byte accesses for each thread of 4 warps
 PROGRAMS = 4096  # about how many programs share the pairs: a few waves on the large cards
-CLASSES = 512  # classes a program handles at once
-PAIRS_A_LAUNCH = 24  # their addresses, sizes and strides must fit the 4 KB of a kernel's arguments
-DIMENSIONS = 4  # of a pair whose two tensors lie differently in memory, once dimensions that can be merged are
+CLASSES = 512  # classes that a program handles at once
+PAIRS_A_LAUNCH = 24  # whose addresses, sizes and strides fit the 4 KB of a kernel's arguments
+DIMENSIONS = 4  # at most, of a pair whose two tensors lie differently in memory, after merging what can be merged
 PARTIALS = 256  # partial sums of one term that are added at once
-SCALERS = 1024  # programs of the backward pass: few, since usually all they do is find that there is nothing to do
-
-INTERPRETED = (
-    triton.knobs.runtime.interpret
-)  # TRITON_INTERPRET when this module is imported: the kernels then run on the CPU
+SCALERS = 1024  # programs of the backward pass: few, since mostly they find nothing to do
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-# --- Eager reference
-# -------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- eager reference
 
 
 def l1_kl_eager(
@@ -61,8 +62,10 @@ def l1_kl_eager(
     labels: Tensor | None,
     kl_weight: float,
 ) -> tuple[Tensor, Tensor]:
-    """The formulas above in PyTorch; arguments as in `l1_kl_loss`. Computes in fp32, or in fp64 if any input is
-    fp64."""
+    """Compute the formulas in PyTorch operations, in fp32, or in fp64 if any input is fp64.
+
+    This is the CPU's path, the oracle of the tests and the baseline of the benchmark; arguments as in `l1_kl_loss`.
+    """
     inputs = [x for pair in pairs for x in pair] + [
         x for x in (student_logits, teacher_logits, labels) if x is not None
     ]
@@ -77,15 +80,15 @@ def l1_kl_eager(
     return total, torch.stack(terms).detach()
 
 
-# --- Kernels
-# --------------------------------------------------------------------------------------------------------------- Pairs
-# of one kind (dtypes, alignment, layout, gradient or not) lie side by side: pairs LO to HI - 1 of the launch. `starts`
-# holds the first program of each pair; a program finds its pair by comparing its number with them.
+# ---------------------------------------------------------------- kernels
+#
+# The pairs of one kind (dtypes, alignment, layout, gradient or not; see `_Kind`) are neighbours in the launch: pairs LO
+# to HI - 1. `starts` holds the first program of each pair; a program finds its pair by comparing its number with them.
 
 
 @triton.jit
 def _pick(values, starts, program, LO: tl.constexpr, HI: tl.constexpr):
-    """The integer of the pair that `program` works on."""
+    """Integer of the pair that `program` works on."""
     chosen = tl.cast(values[LO], tl.int64)
     for i in tl.static_range(LO + 1, HI):
         chosen = tl.where(program >= starts[i], tl.cast(values[i], tl.int64), chosen)
@@ -94,7 +97,7 @@ def _pick(values, starts, program, LO: tl.constexpr, HI: tl.constexpr):
 
 @triton.jit
 def _pick_float(values, starts, program, LO: tl.constexpr, HI: tl.constexpr):
-    """The number of the pair that `program` works on."""
+    """Number of the pair that `program` works on."""
     chosen = tl.cast(values[LO], tl.float32)
     for i in tl.static_range(LO + 1, HI):
         chosen = tl.where(program >= starts[i], tl.cast(values[i], tl.float32), chosen)
@@ -121,7 +124,7 @@ def _at(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _l1_tile(prediction, target, gradient, lane, inside, scale, GRADIENT: tl.constexpr, MASKED: tl.constexpr):
-    """|prediction - target| of one tile laid out alike [TILE]; writes the gradient of its sum, times scale."""
+    """|prediction - target| of one tile [TILE] of tensors that lie alike; writes the gradient, `scale` times a sign."""
     if MASKED:
         d = tl.load(prediction + lane, mask=inside, other=0.0).to(tl.float32)
         d -= tl.load(target + lane, mask=inside, other=0.0).to(tl.float32)
@@ -151,8 +154,8 @@ def _l1_alike(
     lane = tl.arange(0, TILE)
     total = tl.zeros((TILE,), tl.float32)
     left = size - first
-    # Whole tiles carry no mask: a mask on a size that is unknown when the kernel is compiled would make every access
-    # scalar.
+    # Whole tiles carry no mask. The size is not known when the kernel is compiled, and a mask made of it would have every
+    # value loaded by itself.
     whole = tl.minimum(left // TILE, tiles).to(tl.int32)
     for i in range(whole):
         total += _l1_tile(p + i * TILE, t + i * TILE, g + i * TILE, lane, True, scale, GRADIENT, False)
@@ -167,8 +170,10 @@ def _l1_strided(
     prediction, target, gradient, size, first, scale, tiles, n1, n2, n3, p0, p1, p2, p3, t0, t1, t2, t3,
     DTYPE_P: tl.constexpr, DTYPE_T: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """As `_l1_alike` for tensors that lie differently: the gradient's order [., n1, n2, n3], strides p0..p3 and
-    t0..t3."""
+    """As `_l1_alike` for tensors that lie differently in memory.
+
+    Elements are counted in the gradient's order, [., n1, n2, n3]; strides p0..p3 of the prediction, t0..t3 of the target.
+    """
     p = _at(prediction, DTYPE_P, False)
     t = _at(target, DTYPE_T, False)
     g = _at(gradient, DTYPE_P, False)
@@ -206,9 +211,9 @@ def _l1_kind(
     gradient = _pick(gradients, starts, program, LO, HI)
     size = _pick(sizes, starts, program, LO, HI)
     scale = _pick_float(scales, starts, program, LO, HI)
-    # A tile's length differs with the dtype: were it one, Triton would give all kinds one distribution over the
-    # threads, and convert it through shared memory where it does not suit. Addresses of a strided tile take many
-    # registers: a quarter.
+    # A tile has as many bytes, not as many elements, for each dtype. With one length for all, Triton would distribute all
+    # kinds over the threads alike, and convert through shared memory where that does not suit. A strided tile is a
+    # quarter as long, because its addresses take many registers.
     LENGTH: tl.constexpr = TILE * 8 // DTYPE_P.primitive_bitwidth
     first = (program - _pick(starts, starts, program, LO, HI)) * tiles * LENGTH
     if STRIDED:
@@ -233,10 +238,10 @@ def _kl_row(
     row, student_ptr, label_ptr, gradient_ptr, views, classes, student_stride, view_stride, label_stride, scale,
     TEACHER: tl.constexpr, GRADIENT: tl.constexpr, VIEWS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
-    """The divergence of one row.
+    """The divergence of one row; writes the gradient of its logits.
 
-    student_ptr: [rows, classes]; label_ptr: the teacher's logits [views, rows, classes], or probabilities [rows,
-        classes];
+    student_ptr: [rows, classes].
+    label_ptr: the teacher's logits [views, rows, classes], or probabilities [rows, classes].
     gradient_ptr: [rows, classes], contiguous.
     """
     row = row.to(tl.int64)
@@ -256,7 +261,7 @@ def _kl_row(
         inside = k + lane < classes
         s = tl.load(student_ptr + k + lane, mask=inside, other=float("-inf")).to(tl.float32)
         higher = tl.maximum(student_top, tl.max(s, 0))
-        # While all logits so far are -inf the sum is 0: shifting by 0 instead keeps -inf - -inf = nan out of it.
+        # While all logits so far are -inf the sum is 0. Shifting by 0 then, and not by -inf, avoids -inf - -inf = nan.
         shift = tl.where(higher == float("-inf"), 0.0, higher)
         student_sum = student_sum * tl.exp(student_top - shift) + tl.sum(tl.exp(s - shift), 0)
         student_top = higher
@@ -272,7 +277,7 @@ def _kl_row(
         else:
             mass += tl.load(label_ptr + k + lane, mask=inside, other=0.0).to(tl.float32)
     student_log = student_top + tl.log(student_sum)
-    # Rows of the tile beyond the last view hold no mass: exp(-inf - 0) = 0.
+    # Rows of the tile beyond the last view add nothing: exp(-inf - 0) = 0.
     view_log = tl.where(view_sum > 0, view_top + tl.log(tl.where(view_sum > 0, view_sum, 1.0)), 0.0)
     mass_sum = tl.sum(mass, 0)
     if TEACHER:
@@ -313,9 +318,11 @@ def _forward_kernel(
 ):  # fmt: skip
     """One partial sum a program: first the rows of the divergence, then the pairs in chunks of tiles * TILE bytes.
 
-    partials_ptr: [programs] fp32. starts .. layouts: tuples, one entry a pair: first program, addresses, number of
-    elements, size of the gradient's values; layouts: (n1, n2, n3, p0..p3, t0..t3) of each pair of a strided kind, which
-    come first.
+    partials_ptr: [programs], fp32.
+    starts, predictions, targets, gradients, sizes, scales: tuples, one entry a pair: its first program, three addresses,
+        its number of elements, and the size of its gradient's values.
+    layouts: (n1, n2, n3, p0..p3, t0..t3) of each pair of a strided kind; these pairs come first.
+    student_ptr, label_ptr, student_gradient_ptr: as in `_kl_row`.
     KINDS: of each kind LO, HI, the dtypes of prediction and target, strided, aligned, gradient, wide; see `_Kind`.
     """
     program = tl.program_id(0)
@@ -346,10 +353,13 @@ def _reduce_kernel(
 ):  # fmt: skip
     """Terms and total from the partial sums, in one program and a fixed order.
 
-    partials_ptr: [programs]; terms_ptr: [TERMS]; total_ptr: []; all fp32. firsts, counts, sizes, weights: tuples, one
-        entry a
-    term: its first partial sum, their number, what divides their sum, its weight. longest: the largest count. ROWS:
-    TERMS rounded up to a power of two. MORE: total_ptr already holds the total of earlier terms.
+    partials_ptr: [programs], fp32.
+    terms_ptr: [TERMS], fp32.
+    total_ptr: [], fp32; it already holds the total of earlier terms where MORE.
+    firsts, counts, sizes, weights: tuples, one entry a term: its first partial sum, their number, what divides their sum,
+        its weight.
+    longest: the largest count.
+    ROWS: TERMS rounded up to a power of two.
     """
     term = tl.arange(0, ROWS)
     first = tl.zeros((ROWS,), tl.int64)
@@ -379,7 +389,7 @@ def _scale_kind(
     addresses, sizes, units, starts, factor, programs,
     LO: tl.constexpr, HI: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Multiply tensors LO .. HI - 1, which are of one kind, by factor and by their units."""
+    """Multiply tensors LO to HI - 1, which are of one kind, by factor and by their units."""
     LENGTH: tl.constexpr = TILE * 8 // DTYPE.primitive_bitwidth
     lane = tl.arange(0, LENGTH)
     for chunk in range(starts[LO] + tl.program_id(0), starts[HI], programs):
@@ -399,10 +409,12 @@ def _scale_kind(
 def _scale_kernel(
     factor_ptr, addresses, sizes, units, starts, programs, KINDS: tl.constexpr, UNITS: tl.constexpr, TILE: tl.constexpr
 ):
-    """Multiply each tensor in place by factor_ptr's number [] and by its unit; return at once where that is 1.
+    """Multiply each tensor in place by factor_ptr's number [] and by its unit; leave it untouched where that is 1.
 
-    addresses, sizes, units: tuples, one entry a tensor; starts: its first chunk of TILE bytes, then their total number.
-    KINDS: (LO, HI, dtype, aligned); UNITS: whether any unit is not 1.
+    addresses, sizes, units: tuples, one entry a tensor: address, number of elements, factor of its own.
+    starts: of each tensor its first chunk of TILE bytes; at the end their number.
+    KINDS: of each kind LO, HI, dtype, aligned.
+    UNITS: whether any unit is not 1.
     """
     factor = tl.load(factor_ptr).to(tl.float32)
     if UNITS or factor != 1.0:
@@ -413,28 +425,45 @@ def _scale_kernel(
             )  # fmt: skip
 
 
-# --- Launch
-# ----------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- launch
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What the compiler must know of a pair; strided kinds come first."""
+    """What the compiler must know of a pair.
 
-    strided: bool  # prediction, target and gradient do not lie alike in memory
+    strided: prediction, target and gradient do not lie alike in memory.
+    prediction: its dtype.
+    target: its dtype.
+    aligned: all addresses are multiples of 16 bytes.
+    gradient: the prediction's is wanted.
+    wide: strided, and 2^31 elements or more.
+    """
+
+    strided: bool
     prediction: torch.dtype
     target: torch.dtype
-    aligned: bool  # all addresses are multiples of 16
-    gradient: bool  # whether the prediction's is wanted
-    wide: bool  # strided, and 2^31 elements or more
+    aligned: bool
+    gradient: bool
+    wide: bool
 
-    def order(self) -> tuple:
+    def order(self) -> tuple[bool | str, ...]:
+        """What pairs are sorted by: strided kinds come first."""
         return (not self.strided, str(self.prediction), str(self.target), self.aligned, self.gradient, self.wide)
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """One pair as the kernel takes it."""
+    """One pair as the kernel takes it.
+
+    term: its place among all pairs of the call.
+    kind: what the compiler must know of it.
+    prediction: any shape.
+    target: of the prediction's shape.
+    gradient: of the prediction's shape, to be written; None: not wanted.
+    layout: (n1, n2, n3, p0..p3, t0..t3), see `_l1_strided`.
+    weight: of its term in the total.
+    """
 
     term: int
     kind: _Kind
@@ -446,12 +475,12 @@ class _Pair:
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return self.prediction.numel()
 
 
 def _layout(lead: Tensor, prediction: Tensor, target: Tensor) -> list[tuple[int, int, int]]:
-    """(size, prediction's stride, target's stride) of the fewest dimensions that visit both in lead's order of
-    memory."""
+    """The fewest dimensions that visit both in the order of lead's memory: (size, prediction's stride, target's)."""
     strides = zip(lead.stride(), lead.shape, prediction.stride(), target.stride(), strict=True)
     dimensions = sorted((d for d in strides if d[1] > 1), key=lambda d: d[0], reverse=True)
     merged: list[tuple[int, int, int]] = []
@@ -464,9 +493,10 @@ def _layout(lead: Tensor, prediction: Tensor, target: Tensor) -> list[tuple[int,
 
 
 def _pair(term: int, prediction: Tensor, target: Tensor, gradient: Tensor | None, weight: float) -> _Pair:
+    """The pair with its kind and layout; copied in the order of the gradient if it has too many dimensions."""
     lead = prediction if gradient is None else gradient
     dimensions = _layout(lead, prediction, target)
-    if len(dimensions) > DIMENSIONS:  # a copy of both in the gradient's order
+    if len(dimensions) > DIMENSIONS:
         prediction, target = torch.empty_like(lead).copy_(prediction), torch.empty_like(lead).copy_(target)
         dimensions = _layout(prediction, prediction, target)
     strided = not (len(dimensions) == 0 or (len(dimensions) == 1 and dimensions[0][1:] == (1, 1)))
@@ -484,13 +514,14 @@ def _pair(term: int, prediction: Tensor, target: Tensor, gradient: Tensor | None
     return _Pair(term, kind, prediction, target, gradient, (*sizes[1:], *p, *t), weight)
 
 
-def _ranges(kinds: Sequence) -> list[tuple[int, int]]:
-    """The runs of equal neighbours: (first, end) of each."""
+def _ranges(kinds: Sequence[Any]) -> list[tuple[int, int]]:
+    """(first, end) of each run of equal neighbours."""
     edges = [0, *(i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]), len(kinds)]
     return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
 
 
 def _starts(counts: Sequence[int]) -> tuple[int, ...]:
+    """The sums of the first 0, 1, 2, ... counts."""
     starts = [0]
     for count in counts:
         starts.append(starts[-1] + count)
@@ -498,31 +529,45 @@ def _starts(counts: Sequence[int]) -> tuple[int, ...]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x with neighbouring classes side by side: logits [.., K] nearly always are."""
+    """[.., K] with its classes adjacent, as those of logits nearly always are."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 @dataclass(frozen=True)
 class _Divergence:
-    """The divergence as the kernel takes it."""
+    """The divergence as the kernel takes it.
 
-    student: Tensor  # [N, K]
-    label: Tensor  # teacher's logits [V, N, K], or probabilities [N, K]
-    gradient: Tensor | None  # [N, K], contiguous
+    student: logits [N, K].
+    label: the teacher's logits [V, N, K], or probabilities [N, K].
+    gradient: [N, K], contiguous, to be written; None: not wanted.
+    weight: of the divergence in the total.
+    """
+
+    student: Tensor
+    label: Tensor
+    gradient: Tensor | None
     weight: float
 
     @property
     def views(self) -> int:
+        """V; ready probabilities count as one view."""
         return self.label.shape[0] if self.label.ndim == 3 else 1
 
 
 def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, total: Tensor, more: bool) -> None:
-    """Fill the gradients, terms [pairs, then the divergence] and the total of up to PAIRS_A_LAUNCH pairs."""
+    """Fill the gradients, the terms and the total of up to PAIRS_A_LAUNCH pairs.
+
+    Args:
+        pairs: in the caller's order.
+        kl: the divergence; None: not in this group.
+        terms: [pairs, then the divergence], to be written.
+        total: [], to be written.
+        more: total holds that of earlier groups, to be added to.
+    """
     order = sorted(pairs, key=lambda pair: pair.kind.order())
     lengths = [TILE // pair.prediction.itemsize for pair in order]
-    tiles = max(
-        1, triton.cdiv(sum(triton.cdiv(pair.size, n) for pair, n in zip(order, lengths, strict=True)), PROGRAMS)
-    )
+    all_tiles = sum(triton.cdiv(pair.size, n) for pair, n in zip(order, lengths, strict=True))
+    tiles = max(1, triton.cdiv(all_tiles, PROGRAMS))  # to a program
     starts = _starts([triton.cdiv(pair.size, n * tiles) for pair, n in zip(order, lengths, strict=True)])
     kinds = tuple(
         (a, b, DTYPES[k.prediction], DTYPES[k.target], k.strided, k.aligned, k.gradient, k.wide)
@@ -531,7 +576,7 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
     )
     rows, classes = kl.student.shape if kl else (0, 0)
     partials = terms.new_empty(rows + starts[-1])
-    student = label = student_gradient = partials  # stand-ins that nothing reads
+    student = label = student_gradient = partials  # without a divergence: addresses that nothing reads
     strides = (0, 0, 0)
     if kl:
         student, label = _rows(kl.student), _rows(kl.label)
@@ -563,12 +608,12 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
         TILE=TILE,
         CLASSES=min(CLASSES, triton.next_power_of_2(classes)) if kl else 1,
         num_warps=4,
-        maxnreg=128,  # unasked, ptxas for sm_100 spills to keep 64
+        maxnreg=128,  # without it ptxas for sm_100 spills to keep to 64 registers
     )
-    # Terms in the caller's order: pairs, then the divergence, whose partial sums come first.
+    # Terms in the caller's order: pairs, then the divergence, whose partial sums are the first ones.
     ranges = {
-        pair.term: (rows + a, b - a, pair.size, pair.weight)
-        for pair, a, b in zip(order, starts, starts[1:], strict=False)
+        pair.term: (rows + start, end - start, pair.size, pair.weight)
+        for pair, start, end in zip(order, starts[:-1], starts[1:], strict=True)
     }
     columns = [ranges[pair.term] for pair in pairs] + ([(0, rows, rows, kl.weight)] if kl else [])
     firsts, counts, sizes, weights = zip(*columns, strict=True)
@@ -591,8 +636,8 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
 
 def _gradients(predictions: Sequence[Tensor], student_logits: Tensor | None, needs: Sequence[bool]) -> list[Tensor]:
     """Empty gradients of what needs one: predictions in their own order of memory, then the student's logits."""
-    out = [torch.empty_like(p) for p, need in zip(predictions, needs, strict=False) if need]
-    if needs[-1]:
+    out = [torch.empty_like(p) for p, need in zip(predictions, needs[:-1], strict=True) if need]
+    if needs[-1] and student_logits is not None:
         out.append(torch.empty_like(student_logits, memory_format=torch.contiguous_format))
     return out
 
@@ -630,8 +675,7 @@ def _device(x: Tensor) -> torch.cuda.device:
     return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
-# --- Custom operation
-# ------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- custom operator and its derivative
 
 
 @torch.library.custom_op("dgfast::l1_kl", mutates_args=())
@@ -643,23 +687,32 @@ def _l1_kl(
     label: Tensor | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The total, the terms and the gradients that are needed, which the backward pass takes over.
+    """Launch the forward kernels.
 
-    weights: [pairs + 1] on the CPU, the divergence's last: as numbers they would be constants to torch.compile, which
-    would compile anew in every iteration in which one grows. label: the teacher's logits [V, N, K] or probabilities [N,
-    K]; needs: whether each prediction, and then the student, needs its gradient.
+    Args:
+        predictions: one a pair, any shapes.
+        targets: of the predictions' shapes.
+        weights: [pairs + 1], fp64 on the CPU, the divergence's last. Were they numbers, torch.compile would take them for
+            constants, and compile anew in every iteration in which one grows.
+        student_logits: [N, K], or None: no divergence.
+        label: the teacher's logits [V, N, K], or probabilities [N, K]; None without student_logits.
+        needs: [pairs + 1]: whether each prediction, and then the student, needs its gradient.
+
+    Returns:
+        total [], terms [pairs, and one more with student_logits], and the gradients that are needed, for an incoming
+        gradient of 1; the backward pass takes them over.
     """
     *factors, kl_weight = weights.tolist()
     gradients = _gradients(predictions, student_logits, needs)
     ready = iter(gradients)
     pairs = [
         _pair(i, p, t, next(ready) if need else None, weight)
-        for i, (p, t, weight, need) in enumerate(zip(predictions, targets, factors, needs, strict=False))
+        for i, (p, t, weight, need) in enumerate(zip(predictions, targets, factors, needs[:-1], strict=True))
     ]
     kl = None
-    if student_logits is not None:
+    if student_logits is not None and label is not None:
         kl = _Divergence(student_logits, label, gradients[-1] if needs[-1] else None, kl_weight)
-    some = predictions[0] if predictions else student_logits
+    some = _some(predictions, student_logits)
     total, terms = _results(some, len(pairs) + (kl is not None))
     with _device(some):
         for i in range(0, max(1, len(pairs)), PAIRS_A_LAUNCH):
@@ -669,22 +722,29 @@ def _l1_kl(
     return total, terms, gradients
 
 
+def _some(predictions: Sequence[Tensor], student_logits: Tensor | None) -> Tensor:
+    """Any of the inputs, for its device."""
+    return predictions[0] if student_logits is None else student_logits
+
+
 def _results(some: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """Empty total and terms."""
     return some.new_empty((), dtype=torch.float32), some.new_empty(terms, dtype=torch.float32)
 
 
 @_l1_kl.register_fake
-def _(predictions, targets, weights, student_logits, label, needs):
-    some = predictions[0] if predictions else student_logits
-    count = len(predictions) + (student_logits is not None)
-    return *_results(some, count), _gradients(predictions, student_logits, needs)
+def _(
+    predictions: Sequence[Tensor], targets: Any, weights: Any, student_logits: Tensor | None, label: Any, needs: list[bool]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    terms = len(predictions) + (student_logits is not None)
+    return *_results(_some(predictions, student_logits), terms), _gradients(predictions, student_logits, needs)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
     predictions, _, weights, _, _, needs = inputs
     _, terms, gradients = output
     ctx.needs = needs
-    # For each gradient the index of the weight, and the size, that it still has to get; None: it is whole.
+    # What each gradient is still to be multiplied and divided by: the index of its weight, and its size. None: nothing.
     ctx.rest = [(i, p.numel()) if p.dtype == torch.float16 else None for i, p in enumerate(predictions) if needs[i]]
     ctx.rest += [None] * needs[-1]
     ctx.mark_non_differentiable(terms, *gradients)
@@ -692,7 +752,7 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(weights, *gradients)
 
 
-def _backward(ctx, grad_total, _grad_terms, _grad_gradients):
+def _backward(ctx: Any, grad_total: Tensor | None, _grad_terms: Any, _grad_gradients: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError("the kernel of l1_kl_loss has no second derivative: without create_graph, or impl='eager'")
     predictions: list[Tensor | None] = [None] * (len(ctx.needs) - 1)
@@ -702,10 +762,10 @@ def _backward(ctx, grad_total, _grad_terms, _grad_gradients):
         if type(gradients[0]) is Tensor:
             units = weights.tolist()
             _scale(gradients, [1.0 if rest is None else units[rest[0]] / rest[1] for rest in ctx.rest], grad_total)
-            # In place: with its version raised, a second pass through this graph is PyTorch's error of modified
-            # tensors.
+            # The kernel wrote in place, which PyTorch does not see. Told of it, PyTorch raises its error of modified
+            # tensors when the graph is passed a second time.
             torch.autograd.graph.increment_version(gradients)
-        else:  # torch.compile traces: it has the product computed by whatever reads the gradient next
+        else:  # torch.compile is tracing, and fuses the product into whatever reads the gradient
             factors = [grad_total if rest is None else grad_total * (weights[rest[0]] / rest[1]) for rest in ctx.rest]
             gradients = [(g.float() * factor).to(g.dtype) for g, factor in zip(gradients, factors, strict=True)]
         ready = iter(gradients)
@@ -717,23 +777,7 @@ def _backward(ctx, grad_total, _grad_terms, _grad_gradients):
 _l1_kl.register_autograd(_backward, setup_context=_setup_context)
 
 
-# --- Public function
-# -------------------------------------------------------------------------------------------------------
-
-
-def eager_reason(tensors: Sequence[Tensor]) -> str | None:
-    """Why `impl="auto"` computes a loss of these tensors eagerly, or None where it takes the kernel."""
-    devices = {x.device for x in tensors}
-    if any(device.type != "cuda" for device in devices):
-        return "the kernel needs CUDA tensors, found " + ", ".join(sorted({d.type for d in devices}))
-    if len(devices) > 1:
-        return "the kernel needs all tensors on one device, found " + ", ".join(sorted(str(d) for d in devices))
-    other = {x.dtype for x in tensors} - set(DTYPES)
-    if other:
-        return "the kernel takes float32, bfloat16 and float16, found " + ", ".join(sorted(str(d)[6:] for d in other))
-    if torch.cuda.is_available() and torch.cuda.get_device_capability(tensors[0].device) < (8, 0):
-        return "the kernel is compiled for compute capability 8.0 and above"
-    return None
+# ---------------------------------------------------------------- public function
 
 
 def l1_kl_loss(
@@ -746,38 +790,36 @@ def l1_kl_loss(
     labels: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum of L1 terms and of the divergence between a soft label and the student (formulas: top of this file).
+    """Sum weighted L1 terms and the divergence of the student from a soft label (formulas: top of this file).
 
     Gradients reach the predictions and the student's logits, through `total` alone and once: a second backward pass
     through the same graph raises RuntimeError, and there is no second derivative (`impl="eager"` has both). Targets,
     teacher and labels are constants.
 
     Args:
-        pairs: (prediction, target), each pair of one shape; fp32, bf16 or fp16, mixed as they come; any strides.
-            Nothing is
-            copied, unless the two lie so differently that more than four dimensions remain after merging.
+        pairs: (prediction, target), each pair of one shape; fp32, bf16 or fp16, mixed as they come; any strides. Nothing
+            is copied, unless the two lie so differently that more than four dimensions remain after merging.
         weights: one number a pair.
-        student_logits: [N, K].
+        student_logits: [N, K], or None: no divergence.
         teacher_logits: [V, N, K]: V views of the images, whose softmaxes are averaged to the soft label.
         kl_weight: weight of the divergence. Two streams, each with its mean over N rows, are one concatenated call with
-            the
-            weight doubled (and half the term's value).
+            the weight doubled (and half the term's value).
         labels: [N, K], ready probabilities in place of teacher_logits, for labels of another style than the soft one.
-        impl: "auto": the kernel where `eager_reason` knows none against it; "triton"; "eager".
+        impl: "triton", "eager", or "auto": Triton on a GPU wherever the kernel applies, else eager, the reason in
+            `fallbacks`.
+
     Returns:
-        total: scalar; terms: [pairs, and one more with student_logits], detached: each term before its weight, the
-        divergence last. Both fp32 (eagerly fp64 if any input is).
+        total: scalar, fp32 (eagerly fp64 if any input is).
+        terms: [pairs, and one more with student_logits], of total's dtype, detached: each term before its weight, the
+            divergence last.
+
     Raises:
-        ValueError: nothing to sum; an empty tensor; shapes, numbers of weights or sources of labels that do not fit.
+        ValueError: nothing to sum; an empty tensor; shapes, numbers of weights or sources of labels that do not fit; an
+            unknown impl, or "triton" where it does not apply.
     """
     inputs = _check(pairs, weights, student_logits, teacher_logits, labels)
-    reason = eager_reason(inputs)
-    if impl == "eager" or (impl == "auto" and reason):
+    if not takes_triton(impl, inputs):
         return l1_kl_eager(pairs, weights, student_logits, teacher_logits, labels, kl_weight)
-    if impl not in ("auto", "triton"):
-        raise ValueError(f"impl is auto, triton or eager, found {impl!r}")
-    if reason and not (INTERPRETED and all(x.dtype in DTYPES for x in inputs)):
-        raise ValueError(f"impl='triton' is impossible here: {reason}; use impl='auto'")
     if student_logits is not None and student_logits.dtype == torch.float16:
         student_logits = student_logits.float()  # its gradient without a loss scale is too small for fp16
     predictions = [p for p, _ in pairs]
@@ -803,7 +845,7 @@ def _check(
     teacher_logits: Tensor | None,
     labels: Tensor | None,
 ) -> list[Tensor]:
-    """All input tensors, once they fit together."""
+    """Return all input tensors, or raise what `l1_kl_loss` documents."""
     if len(weights) != len(pairs):
         raise ValueError(f"l1_kl_loss takes one weight a pair, found {len(pairs)} pairs and {len(weights)} weights")
     if not pairs and student_logits is None:
@@ -820,14 +862,11 @@ def _check(
         raise ValueError("student_logits need teacher_logits or labels, one of them, and these need student_logits")
     if student_logits is not None:
         (label,) = sources
-        if (
-            student_logits.ndim != 2
-            or label.shape[-2:] != student_logits.shape
-            or label.ndim != (2 if labels is not None else 3)
-        ):
+        dimensions = 2 if teacher_logits is None else 3
+        if student_logits.ndim != 2 or label.shape[-2:] != student_logits.shape or label.ndim != dimensions:
             raise ValueError(
-                f"student_logits [N, K] {tuple(student_logits.shape)} do not fit teacher_logits [V, N, K] or labels [N, K] "
-                f"{tuple(label.shape)}"
+                f"student_logits [N, K] {tuple(student_logits.shape)} do not fit teacher_logits [V, N, K] or labels"
+                f" [N, K] {tuple(label.shape)}"
             )
         if label.numel() == 0:
             raise ValueError(f"logits are empty {tuple(label.shape)}: the mean over their rows is undefined")

@@ -5,7 +5,6 @@ By default a part of the configurations; with DGFAST_AOT=all every one that tuni
 and the table is written anew.
 """
 
-import importlib
 import os
 import re
 import subprocess
@@ -13,14 +12,12 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import dgfast.kernels  # noqa: F401
 import pytest
 import torch
 import triton
+from dgfast.kernels import _normalise, _tuning
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-fused = importlib.import_module("dgfast.kernels.adain")
 
 TABLE = Path(__file__).parent.parent / "docs" / "kernels_table.md"
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -83,12 +80,11 @@ def launches(case, dtype, samples, tiling):
     slope = 0.2 if case.activate else 1.0
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            fused, "_launch", lambda kernel, programs, *args, **constants: found.append((kernel, args, constants))
-        )
-        _, mean, rstd = fused._forward(image(), scale, bias, residual, 1e-5, slope, pad, case.per_sample, tiling)
+        patch.setattr(_normalise, "tilings", lambda *_: [tiling])
+        patch.setattr(_normalise, "launch", lambda kernel, _, *args, **constants: found.append((kernel, args, constants)))
+        _, mean, rstd = _normalise.forward(image(), scale, bias, residual, 1e-5, slope, pad, case.per_sample)
         folded = dtype if case.residual and pad else None
-        fused._backward(image(pad), image(), scale, bias, mean, rstd, folded, 1e-5, slope, pad, case.per_sample, tiling)
+        _normalise.backward(image(pad), image(), scale, bias, mean, rstd, folded, 1e-5, slope, pad, case.per_sample)
     return found
 
 
@@ -154,7 +150,7 @@ def cuts(case, dtype, sizes=(8, 48, 384)):
     c, h, w = case.shape
     found = {}
     for samples in sizes:
-        for tiling in fused.tilings(dtype.itemsize, samples, c, h * w, case.per_sample):
+        for tiling in _tuning.tilings(dtype.itemsize, samples, c, h * w, case.per_sample):
             found.setdefault(tiling, samples)
     return found.items()
 

@@ -1,4 +1,4 @@
-"""The index of sound images: what it finds, that it opens a file once only, that its cache may be lost or damaged."""
+"""The check of images: what it finds, that it opens a file once only, that its cache may be lost or damaged."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import dgfast.data.datasets.check as check_module
-from dgfast.data.datasets.check import check_images, default_cache_dir
+from dgfast.data.datasets.check import CheckedImages, check_images, default_cache_dir
 from dgfast.data.loaders.image import read_image
 
 
@@ -49,17 +49,17 @@ def opened(monkeypatch):
 
 
 def check(paths, cache):
-    return check_images(paths, cache, workers=2, progress=False)
+    return check_images(paths, paths[0].parent, cache, progress=False)
 
 
 def test_bad_files_are_found_and_named(images, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "dgfast"):
-        index = check(images, tmp_path / "cache")
-    reasons = {path.name: reason for path, reason in index.bad.items()}
+        found = check(images, tmp_path / "cache")
+    reasons = {path.name: reason for path, reason in found.bad.items()}
     assert reasons.keys() == {"truncated.jpg", "truncated.png", "empty.jpg", "text.jpg", "missing.jpg"}
     assert reasons["empty.jpg"] == "the file is empty" and "truncated" in reasons["truncated.jpg"].lower()
     assert "cannot identify" in reasons["text.jpg"] and "No such file" in reasons["missing.jpg"]
-    assert (index.count, index.checked, index.smallest, index.largest) == (15, 15, (20, 20), (38, 20))
+    assert (found.smallest, found.largest) == ((20, 20), (38, 20))
     (warning,) = caplog.records
     assert "5 of 15 images cannot be read" in warning.message and "empty.jpg (the file is empty)" in warning.message
     assert "\n" not in warning.message
@@ -70,7 +70,7 @@ def test_second_call_opens_nothing(images, tmp_path, opened):
     assert len(opened) == 15
     opened.clear()
     second = check(list(reversed(images)), tmp_path / "cache")
-    assert opened == [] and second.checked == 0 and second.bad == first.bad
+    assert opened == [] and second == first
 
 
 def test_only_what_changed_is_opened(images, tmp_path, opened):
@@ -79,15 +79,16 @@ def test_only_what_changed_is_opened(images, tmp_path, opened):
     stamp = images[0].stat()
     os.utime(images[0], ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
     Image.new("RGB", (3, 3)).save(images[-1])  # the missing one appears
-    index = check(images, tmp_path / "cache")
-    assert sorted(opened) == [images[0].name, "missing.jpg"] and images[-1] not in index.bad
+    found = check(images, tmp_path / "cache")
+    assert sorted(opened) == [images[0].name, "missing.jpg"] and images[-1] not in found.bad
 
 
 def test_parts_of_a_folder_share_a_cache(images, tmp_path, opened):
     check(images[:8], tmp_path / "cache")
     check(images[4:], tmp_path / "cache")
     opened.clear()
-    assert check(images, tmp_path / "cache").checked == 0 and opened == []
+    check(images, tmp_path / "cache")
+    assert opened == []
 
 
 def test_cache_lies_outside_and_whole(images, tmp_path):
@@ -106,8 +107,9 @@ def test_damaged_cache_is_made_anew(images, tmp_path, content):
     assert check(images, tmp_path / "cache") == expected
 
 
-def test_failed_write_keeps_the_old_cache(images, tmp_path, monkeypatch, caplog):
+def test_failed_write_keeps_the_old_cache(images, tmp_path, monkeypatch, caplog, opened):
     check(images[:3], tmp_path / "cache")
+    opened.clear()
     (file,) = (tmp_path / "cache").iterdir()
     before = file.read_bytes()
 
@@ -116,20 +118,20 @@ def test_failed_write_keeps_the_old_cache(images, tmp_path, monkeypatch, caplog)
 
     monkeypatch.setattr(os, "replace", full)
     with caplog.at_level(logging.WARNING, "dgfast"):
-        assert check(images[:10], tmp_path / "cache").checked == 7
-    assert "No space left" in caplog.text
+        check(images[:10], tmp_path / "cache")
+    assert len(opened) == 7 and "No space left" in caplog.text
     assert [entry.read_bytes() for entry in (tmp_path / "cache").iterdir()] == [before]
 
 
 def test_cache_that_cannot_be_made(images, tmp_path, caplog):
     (tmp_path / "cache").write_text("a file is in the way")
     with caplog.at_level(logging.WARNING, "dgfast"):
-        assert check(images[:3], tmp_path / "cache").count == 3
+        assert not check(images[:3], tmp_path / "cache").bad
     assert "will be checked again" in caplog.text
 
 
 def test_no_images(tmp_path):
-    assert check([], tmp_path / "cache").count == 0
+    assert check_images([], tmp_path, tmp_path / "cache") == CheckedImages({}, None, None)
 
 
 def test_default_cache_dir():

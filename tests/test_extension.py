@@ -53,6 +53,21 @@ def test_both_paths_offer_the_same_stages():
         assert not hasattr(_rerank, "cuda")
 
 
+def test_work_is_done_once_on_several_threads():
+    seen = []
+    _rerank.on_threads(50, seen.append)
+    assert sorted(seen) == list(range(50))
+
+
+def test_an_exception_in_a_thread_is_raised():
+    def work(i):
+        if i == 7:
+            raise ValueError("seven")
+
+    with pytest.raises(ValueError, match="seven"):
+        _rerank.on_threads(50, work)
+
+
 def lists(rows, k):
     return np.empty((rows, k), np.float32), np.empty((rows, k), np.int32), np.empty(rows, np.float32)
 

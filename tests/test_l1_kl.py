@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 import triton
+from dgfast.kernels import _dispatch, fallbacks
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -92,21 +94,29 @@ def test_mistakes_are_named(l1_kl):
         "do not fit": lambda: loss([], [], logits, logits),
         "logits are empty": lambda: loss([], [], logits[:0], views[:, :0]),
         "floating-point": lambda: loss([(x.long(), x)], [1.0]),
-        "impl is auto": lambda: loss([(x, x)], [1.0], impl="cuda"),
-        "needs CUDA tensors, found cpu": lambda: loss([(x, x)], [1.0], impl="triton"),
+        "expected 'auto', 'triton' or 'eager'": lambda: loss([(x, x)], [1.0], impl="cuda"),
+        "tensor on the cpu": lambda: loss([(x, x)], [1.0], impl="triton"),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
 
 
-def test_reasons_against_the_kernel(l1_kl):
+def test_the_eager_path_is_taken_and_counted_where_the_kernel_does_not_apply(l1_kl):
+    def reason(*pair):
+        before = Counter(fallbacks())
+        total, _ = l1_kl.l1_kl_loss([pair], [1.0])
+        assert total.device == pair[0].device
+        return list(Counter(fallbacks()) - before)
+
+    assert reason(torch.zeros(2), torch.zeros(2)) == ["tensor on the cpu"]
     with FakeTensorMode():
-        there, wide = torch.empty(2, device="cuda"), torch.empty(2, dtype=torch.float64, device="cuda")
-        other = torch.empty(2, device="cuda:1")
-        assert l1_kl.eager_reason([there, there.bfloat16(), there.half()]) is None
-        assert "float64" in l1_kl.eager_reason([there, wide])
-        assert "cuda:1" in l1_kl.eager_reason([there, other])
-        assert "cpu" in l1_kl.eager_reason([there, torch.empty(2)])
+        there = torch.empty(2, device="cuda")
+        assert reason(there, there.bfloat16()) == reason(there.half(), there) == []
+        assert reason(there, there.double()) == ["dtype torch.float64"]
+    other = torch.empty(2, device="meta")
+    with pytest.raises(ValueError, match="tensors on several devices"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_dispatch, "INTERPRETED", True)
+        l1_kl.l1_kl_loss([(torch.zeros(2), other)], [1.0], impl="triton")
 
 
 def test_on_a_gpu_the_kernel_is_chosen_and_gradients_keep_the_memory_format(l1_kl):

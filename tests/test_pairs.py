@@ -45,19 +45,17 @@ def test_processes_share_the_batches_of_one(world_size):
     for iteration in range(5):
         for stream in (0, 1):
             assert whole.batch(iteration)[stream] == [s for part in parts for s in part.batch(iteration)[stream]]
-        assert {part.epoch(iteration) for part in parts} == {whole.epoch(iteration)}
 
 
-def test_any_position():
-    """A batch may begin anywhere in the streams, as after a change of the number of processes."""
+def test_a_batch_is_its_part_of_the_stream_whatever_its_size():
+    """Iteration 2 of two ranks of three: samples 12 to 17, of which the first is the last of an epoch of 13."""
     whole = PairSampler(LABELS, seed=5, batch=40)
     parts = [PairSampler(LABELS, seed=5, batch=3, rank=r, world_size=2) for r in range(2)]
-    assert {part.global_batch for part in parts} == {6}
+    assert {part.global_batch for part in parts} == {6} and whole.epoch_length == 13
     for stream in (0, 1):
-        assert whole.batch(0)[stream][17:23] == [s for part in parts for s in part.batch_at(17)[stream]]
-    assert parts[1].batch(4) == parts[1].batch_at(24)
-    with pytest.raises(ValueError, match="position -1"):
-        whole.batch_at(-1)
+        assert whole.batch(0)[stream][12:18] == [s for part in parts for s in part.batch(2)[stream]]
+    with pytest.raises(ValueError, match="iteration -1"):
+        whole.batch(-1)
 
 
 def test_views_are_in_the_order_of_the_pictures():
@@ -106,12 +104,6 @@ def test_probabilities_and_pad_can_be_switched_off():
     sampler = PairSampler(LABELS, seed=0, batch=13, pad=0, erase_probability=0.0, mirror_probability=0.0)
     views = {v for i in range(3) for s in sampler.batch(i)[0] for v in (s.image_view, s.positive_view)}
     assert views == {View(mirror=False, top=0, left=0, erase=None)}
-
-
-def test_epoch_and_length():
-    sampler = PairSampler(LABELS, seed=0, batch=2, world_size=2)
-    assert sampler.epoch_length == 13
-    assert [sampler.epoch(i) for i in (0, 3, 4, 6, 7)] == [0, 0, 1, 1, 2]
 
 
 def test_sequence_stays_the_same_between_versions():

@@ -158,30 +158,77 @@ def sets():
     return ["scalar", "avx2", "avx512"][: best + 1]
 
 
+@pytest.fixture
+def threads():
+    """Sets how many threads torch uses; the number from before comes back at the end."""
+    kept = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(kept)
+
+
+def all_results(q, g, k1=9, k2=4):
+    return rerank(q, g, k1, k2), *rerank_topk(q, g, 12, k1, k2), *nearest(q, g, 10).__dict__.values()
+
+
+def assert_same_bits(found, expected, what):
+    same = [(np.asarray(a) == np.asarray(b)).all() for a, b in zip(found, expected, strict=True)]
+    assert all(same), (what, same)
+
+
 @pytest.mark.parametrize("make", [people, lambda *a: whole_numbers(*a, 3)], ids=["floats", "ties"])
-def test_instruction_sets_and_threads_give_the_same_bits(make, monkeypatch, small_tiles):
+def test_instruction_sets_and_threads_give_the_same_bits(make, monkeypatch, small_tiles, threads):
     q, g = make(2, 70, 530, 131)
-    expected, kept = None, torch.get_num_threads()
+    expected = None
     for instructions in sets():
         monkeypatch.setattr(reranking, "stages_for", lambda device, instructions=instructions: HostStages(instructions))
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            try:
-                found = rerank(q, g, 9, 4), *rerank_topk(q, g, 12, 9, 4), *nearest(q, g, 10).__dict__.values()
-            finally:
-                torch.set_num_threads(kept)
+        for count in (1, 3):
+            threads(count)
+            found = all_results(q, g)
             expected = expected or found
-            same = [(np.asarray(a) == np.asarray(b)).all() for a, b in zip(found, expected, strict=True)]
-            assert all(same), (instructions, threads, same)
+            assert_same_bits(found, expected, (instructions, count))
 
 
-def test_threads_follow_torch():
-    kept = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert _rerank.build_info()["max_threads"] == 3
-    finally:
-        torch.set_num_threads(kept)
+@pytest.mark.parametrize(
+    ("queries", "gallery", "dims"),
+    [(7, 26, 131), (300, 1901, 96), (1, 1055, 33), (2, 24, 40000)],
+    ids=["few", "several tiles", "one row left", "long features"],
+)
+def test_number_of_threads_does_not_matter(queries, gallery, dims, threads):
+    """On some processors the BLAS below torch gives these shapes other bits with other numbers of threads."""
+    q, g = people(17, queries, gallery, dims)
+    expected = None
+    for count in (1, 2, 3, 4, 7):
+        threads(count)
+        found = all_results(q + 0.7, g + 0.7)
+        expected = expected or found
+        assert_same_bits(found, expected, count)
+        assert torch.get_num_threads() == count
+
+
+def test_a_product_is_computed_on_one_thread(monkeypatch, threads, small_tiles):
+    """What makes the bits independent of the number of threads, on any processor."""
+    seen = []
+
+    def watched(*arguments, plain=torch.mm, **options):
+        seen.append(torch.get_num_threads())
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    threads(3)
+    rerank(*people(18, 20, 150, 8))
+    assert set(seen) == {1}
+
+
+def test_inference_mode_changes_nothing(small_tiles):
+    q, g = people(19, 20, 150, 8)
+    expected = rerank(q, g)
+    with torch.inference_mode():
+        assert (rerank(q, g) == expected).all()
+
+
+def test_threads_follow_torch(threads):
+    threads(3)
+    assert _rerank.build_info()["max_threads"] == 3
 
 
 @pytest.mark.parametrize("make", [people, lambda *a: whole_numbers(*a, 3)], ids=["floats", "ties"])
@@ -450,7 +497,16 @@ def test_available_memory_is_what_the_system_and_the_container_leave(monkeypatch
     assert reranking.available_bytes(torch.device("cpu")) > 2**20
 
 
-def test_interrupt_is_heard(monkeypatch, small_tiles):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started with SIGINT ignored, as shells start jobs in
+    the background."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
+
+
+def test_interrupt_is_heard(monkeypatch, small_tiles, ctrl_c):
     q, g = people(14, 20, 400, 16)
     calls = 0
 

@@ -16,7 +16,7 @@ from dgfast.models.dgnet import make_teacher, save_model
 from dgfast.retrieval import rerank, rerank_topk
 from dgfast.retrieval.stages import HostStages
 from tests import tiny
-from tests.test_reranking import people
+from tests.test_reranking import ctrl_c, people  # noqa: F401: a fixture
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_wrong_files_are_named(files):
         call(folder)
 
 
-def test_interrupt_leaves_nothing(files, monkeypatch):
+def test_interrupt_leaves_nothing(files, monkeypatch, ctrl_c):  # noqa: F811
     monkeypatch.setattr(HostStages, "jaccard", lambda *arguments: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         call(files[0])

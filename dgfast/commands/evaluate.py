@@ -4,15 +4,14 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from dgfast import run_directory
 from dgfast.commands.sources import open_data
-from dgfast.config import EvalConfig
+from dgfast.config import DatasetName, EvalConfig, LoaderName, Variant
 from dgfast.data import load_reid
-from dgfast.data.loaders.choose import LoaderName
 from dgfast.errors import UserError
 from dgfast.files import write_json
 from dgfast.models.dgnet import load_model
@@ -37,9 +36,9 @@ class Command:
     """Run directory, or a folder that `dgfast import-reference` wrote."""
     data_root: Path | None = None
     """Folder of the data set; default: the data set of the run itself."""
-    dataset: Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "folder", "prepared"] = "auto"
+    dataset: DatasetName = "auto"
     """Layout of the folder; auto looks at what is there."""
-    variant: Literal["labeled", "detected"] = "labeled"
+    variant: Variant = "labeled"
     """Boxes of CUHK03-NP."""
     alpha: float = EvalConfig.alpha
     """Weight of the fine-grained cosine in the score."""

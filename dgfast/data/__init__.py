@@ -1,9 +1,12 @@
-"""Data sets and their batches: which images there are (datasets), which of them make up a batch (pairs), and how they
-become tensors (batches, loaders)."""
+"""Data sets and their batches.
 
-from .batches import IMAGENET_MEAN, IMAGENET_STD, PairBatch, PairLoader, StreamBatch, denormalise
+`records` says what an image of a data set is, `datasets` which images there are, `pairs` which of them make up a batch,
+`batches` what a batch is, and `loaders` how files become batches.
+"""
+
+from .batches import IMAGENET_MEAN, IMAGENET_STD, PairBatch, StreamBatch, denormalise
 from .datasets import load_reid
-from .loaders import choose_loader, evaluation_batches, pair_loader
+from .loaders import PairLoader, choose_loader, evaluation_batches, pair_loader
 from .pairs import PairSampler, Sample, View
 from .records import Record, ReidData
 

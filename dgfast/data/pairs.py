@@ -1,9 +1,13 @@
-"""Which images make up a batch and how each is augmented: pure arithmetic of (seed, stream, epoch, position).
+"""Which images make up a batch and how each is augmented: pure arithmetic of seed, stream, epoch and image.
 
-Each of the two streams, a and b, is an infinite sequence: the concatenation of one permutation of the training set per
-epoch, so every image occurs exactly once per epoch and stream, and a batch may straddle two epochs. Rank r of W takes
-its consecutive share of every global batch; W processes of batch N therefore see what one process of batch N * W sees.
-Nothing is kept between calls: any iteration can be asked for in any order, which makes resuming exact.
+Each of the two streams, a and b, is an endless sequence of images: one permutation of the training set per epoch, one
+after another. So every image occurs exactly once per epoch and stream, and a batch may begin in one epoch and end in
+the next.
+
+Every rank takes its consecutive share of each global batch. W processes with batches of N samples therefore see what
+one process with batches of N * W samples sees.
+
+No result depends on an earlier call: any iteration can be asked for in any order, which makes resuming exact.
 """
 
 from collections.abc import Sequence
@@ -11,41 +15,59 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Random erasing, Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, algorithm 1 (docs/method, section 2).
+# Random erasing: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, algorithm 1.
 ERASE_AREA = (0.02, 0.4)  # share of the image
 ERASE_ASPECT = (0.3, 3.3)  # height / width, drawn uniformly as in the paper (not log-uniformly)
 ERASE_TRIES = 100
 
-_PERMUTATIONS_KEPT = 4  # two streams, each at most in two epochs at a time
+_PERMUTATIONS_KEPT = 4  # two streams, each of which reads at most two epochs at a time
+
+Rectangle = tuple[int, int, int, int]
+"""Top, left, height and width in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How an image is augmented, in pixels of the output.
-
-    Mirror; resize to the output size; pad every side by `pad` with the border's colour; cut the output size out at
-    (`top`, `left`) of the padded image, both in 0 .. 2 * pad. `erase` is (top, left, height, width) in the output, or
-    None.
-    """
+    """How an image is augmented: mirrored; resized to the output size; padded on every side by repeating its edge; cut
+    to the output size again."""
 
     mirror: bool
+    """Whether left and right change places."""
     top: int
+    """First row of the padded image that is kept, 0 .. 2 * pad."""
     left: int
-    erase: tuple[int, int, int, int] | None
+    """First column of the padded image that is kept, 0 .. 2 * pad."""
+    erase: Rectangle | None
+    """The part of the output that is erased in the erased copy; None: no part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image and another one of the same identity (itself where there is none): indices into the training records."""
+    """An image and another one of the same identity."""
 
     image: int
+    """Index of the image in the training records."""
     positive: int
+    """Index of the other image; of the image itself if its identity has no other."""
     image_view: View
+    """How the image is augmented."""
     positive_view: View
+    """How the other image is augmented."""
 
 
-def views_of(streams: tuple[list[Sample], list[Sample]]) -> list[tuple[int, View]]:
-    """(image, view) of 4 N pictures: stream a's images, their positives, stream b's images, their positives."""
+Streams = tuple[list[Sample], list[Sample]]
+"""One iteration's samples of streams a and b, N each."""
+
+
+def views_of(streams: Streams) -> list[tuple[int, View]]:
+    """The pictures that make up a batch, in the order in which loaders make them.
+
+    Args:
+        streams: N samples each.
+    Returns:
+        (index of the image, its view) of 4 N pictures: stream a's images, their positives, stream b's images, their
+        positives.
+    """
     return [
         view
         for stream in streams
@@ -60,11 +82,12 @@ class PairSampler:
         labels: identity of every training image, any integers.
         seed: in 0 .. 2**63 - 1; the same on all ranks.
         batch: samples per stream, rank and iteration.
-        rank, world_size: this process and how many there are.
+        rank: number of this process, from 0.
+        world_size: how many processes there are.
         image_size: (height, width) of the augmented image in pixels.
-        pad: border in pixels before the random crop; 0 means no crop.
-        erase_probability, mirror_probability: in 0 .. 1.
-
+        pad: border in pixels before the random crop; 0: no crop.
+        erase_probability: chance of erasing a rectangle, 0 .. 1.
+        mirror_probability: chance of mirroring, 0 .. 1.
     Raises:
         ValueError: an argument outside its range.
     """
@@ -100,7 +123,7 @@ class PairSampler:
         self.mirror_probability = mirror_probability
 
         members: dict[int, list[int]] = {}
-        self._place = []  # of each image within its identity
+        self._place: list[int] = []  # of each image within its identity
         for index, label in enumerate(labels):
             of_identity = members.setdefault(int(label), [])
             self._place.append(len(of_identity))
@@ -118,32 +141,37 @@ class PairSampler:
         """Samples per stream and iteration, over all ranks."""
         return self.batch_size * self.world_size
 
-    def epoch(self, iteration: int) -> int:
-        """The epoch (from 0) of the first sample of the global batch of `iteration` (from 0)."""
-        return iteration * self.global_batch // self.epoch_length
-
     def same_identity(self, index: int) -> list[int]:
-        """All images of the identity of image `index`, itself first, then those after it, then those before."""
+        """All images of one image's identity.
+
+        Args:
+            index: of the image in the training records.
+        Returns:
+            indices: the image itself, then those after it, then those before it.
+        """
         members, place = self._members[index], self._place[index]
         return members[place:] + members[:place]
 
-    def batch(self, iteration: int) -> tuple[list[Sample], list[Sample]]:
-        """The samples of streams a and b that this rank trains on in `iteration` (from 0)."""
-        return self.batch_at(iteration * self.global_batch)
+    def batch(self, iteration: int) -> Streams:
+        """The samples that this rank trains on in one iteration.
 
-    def batch_at(self, position: int) -> tuple[list[Sample], list[Sample]]:
-        """This rank's samples of streams a and b in the global batch whose first sample is the stream's
-        `position`th."""
-        if position < 0:
-            raise ValueError(f"position {position}: expected >= 0")
-        first = position + self.rank * self.batch_size
+        Args:
+            iteration: from 0.
+        Returns:
+            the samples of streams a and b, `batch_size` each.
+        Raises:
+            ValueError: the iteration is negative.
+        """
+        if iteration < 0:
+            raise ValueError(f"iteration {iteration}: expected >= 0")
+        first = iteration * self.global_batch + self.rank * self.batch_size
         a, b = ([self._sample(stream, first + k) for k in range(self.batch_size)] for stream in (0, 1))
         return a, b
 
     def _sample(self, stream: int, position: int) -> Sample:
         epoch, offset = divmod(position, self.epoch_length)
         image = int(self._permutation(stream, epoch)[offset])
-        # The key is unique to (seed, stream, epoch, image): the draws depend on no rank, worker or history.
+        # The key is unique to seed, stream, epoch and image: the draws depend on no rank, worker or earlier draw.
         key = np.array([self.seed, (2 * epoch + stream) << 32 | image], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
         positive = image
@@ -163,7 +191,7 @@ class PairSampler:
             erase=self._rectangle(generator) if erase < self.erase_probability else None,
         )
 
-    def _rectangle(self, generator: np.random.Generator) -> tuple[int, int, int, int] | None:
+    def _rectangle(self, generator: np.random.Generator) -> Rectangle | None:
         """A rectangle that lies within the image, or None when none was found in ERASE_TRIES."""
         image_height, image_width = self.image_size
         for _ in range(ERASE_TRIES):
@@ -176,6 +204,7 @@ class PairSampler:
         return None
 
     def _permutation(self, stream: int, epoch: int) -> np.ndarray:
+        """The order of the images in one epoch of a stream: [epoch_length] indices."""
         key = (stream, epoch)
         if key not in self._permutations:
             while len(self._permutations) >= _PERMUTATIONS_KEPT:

@@ -1,4 +1,4 @@
-"""A record is one image of a person: where it lies, whom it shows, which camera took it. ReidData: a data set."""
+"""What a data set is: records, each of which is one image of a person, in splits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,28 +11,34 @@ DISTRACTOR = 0  # a gallery image of nobody in the query set: always a wrong ans
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image. `person` is -1 for junk and 0 for distractors (gallery only), else >= 1; `camera` as in the name."""
+    """One image of a person."""
 
     path: Path
+    """Its file."""
     person: int
+    """The identity, at least 1; in the gallery also `JUNK` or `DISTRACTOR`."""
     camera: int
+    """The camera that took it, numbered as in the file's name."""
 
 
 @dataclass(frozen=True)
 class ReidData:
-    """A data set with its splits, each in the order of the file names (MSMT17: of its lists).
-
-    `multi_query` holds further images of the queries' (person, camera) pairs, where the data set has them.
-    `notes` says, one line each, what was left out or could not be read.
-    """
+    """A data set with its splits, each in the order of the file names (MSMT17: of its lists)."""
 
     name: str
+    """What people call it."""
     root: Path
+    """The folder that its splits lie in."""
     train: tuple[Record, ...]
+    """Images to train on."""
     query: tuple[Record, ...]
+    """Images to search for."""
     gallery: tuple[Record, ...]
+    """Images to search in."""
     multi_query: tuple[Record, ...] = ()
+    """Further images of the queries' persons by the queries' cameras, where the data set has them."""
     notes: tuple[str, ...] = ()
+    """What was left out or could not be read, one line each."""
 
     @cached_property
     def identities(self) -> tuple[int, ...]:
@@ -46,6 +52,7 @@ class ReidData:
 
     @property
     def num_classes(self) -> int:
+        """How many persons there are to train on."""
         return len(self.identities)
 
     @cached_property

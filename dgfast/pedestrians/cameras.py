@@ -1,39 +1,58 @@
 """The cameras: six fixed ones with their own height, light, colours and habits, and the box a detector would draw."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .pose import turn
 from .shading import Light
 
-COUNT = 6
+COUNT = 6  # cameras of a data set
 
 
 @dataclass(frozen=True)
 class Camera:
-    """number: 1..6; elevation: radians it looks down; distance: metres; headings: usual directions of people, degrees
-    (0: towards the camera); gain [3], brightness, gamma, saturation, contrast: of the developed image; blur: pixels at
-    256 rows; noise: deviation in 0..1; quality: of the JPEG; wander: how far exposure and white balance drift, 0..1."""
+    """One of the fixed cameras; all values from `gain` to `blur` are those of the image that it develops."""
 
     number: int
+    """1 .. 6."""
     elevation: float
+    """Angle by which it looks down, radians."""
     distance: float
+    """From the people, metres."""
     headings: tuple[float, ...]
+    """Usual directions of the people, degrees; 0: towards the camera."""
     light: Light
+    """Where the sun stands, and how strong it is."""
     gain: np.ndarray
+    """[3]: white balance, factors of red, green and blue."""
     brightness: float
+    """Factor of the exposure."""
     gamma: float
+    """Relative exponent of the tone curve; above 1: darker."""
     saturation: float
+    """Factor of the colours' distance to grey."""
     contrast: float
+    """Factor of the distance to a middle grey."""
     blur: float
+    """Deviation of the Gaussian blur, pixels at 256 rows."""
     noise: float
+    """Deviation of the noise, of values in 0 .. 1."""
     quality: float
+    """Of the JPEG, as libjpeg counts."""
     wander: float
+    """0 .. 1: how far exposure and white balance drift from image to image."""
 
 
 def make_cameras(difficulty: float) -> list[Camera]:
-    """The six cameras. difficulty 0: alike in colour, sharp, clean; 1: as different as cheap cameras get."""
+    """The six cameras of a data set.
+
+    Args:
+        difficulty: 0: alike in colour, sharp and clean; 1: as different as cheap cameras are.
+    Returns:
+        `COUNT` cameras, in the order of their numbers.
+    """
     elevations = (4, 10, 16, 8, 22, 13)
     distances = (6.0, 7.0, 9.0, 6.5, 10.0, 8.0)
     headings = ((0,), (90,), (180, 0), (45, 225), (270,), (0, 180, 90))
@@ -55,7 +74,7 @@ def make_cameras(difficulty: float) -> list[Camera]:
     noise = (0.010, 0.016, 0.022, 0.012, 0.014, 0.030)
     quality = (88, 70, 80, 62, 85, 55)
 
-    def blend(clean, hard):
+    def blend(clean: Any, hard: Any) -> Any:
         return clean + difficulty * (hard - clean)
 
     return [
@@ -81,26 +100,37 @@ def make_cameras(difficulty: float) -> list[Camera]:
 
 @dataclass(frozen=True)
 class View:
-    """A person before a camera, and the box around the person.
-
-    heading: radians, 0 looks into the camera; tilt: radians added to the camera's elevation; fill: share of the box's
-    height the body takes; fitted: a good box, with all limbs inside; shift_x, shift_y: of the body, in body heights;
-    stretch: horizontal; aside_x, aside_y: shift of a passer-by, in image widths and heights.
-    """
+    """A person before a camera, and the box that a detector draws around the person."""
 
     heading: float
+    """Direction of the person, radians; 0: into the camera."""
     tilt: float
+    """Added to the camera's elevation, radians."""
     fill: float
+    """Share of the box's height that the body takes; above 1: the box is too small."""
     fitted: bool
+    """Whether the box is a good one, with all limbs inside."""
     shift_x: float
+    """Of the body in the box, to the right, in body heights."""
     shift_y: float
+    """Of the body in the box, downwards, in body heights."""
     stretch: float
+    """Horizontal factor."""
     aside_x: float = 0.0
+    """Shift of a passer-by to the right, in image widths."""
     aside_y: float = 0.0
+    """Shift of a passer-by downwards, in image heights."""
 
 
 def draw_view(rng: np.random.Generator, heading: float) -> View:
-    """A detector's box: mostly good, one in eight too tight or too wide. heading: degrees."""
+    """A detector's box: mostly good, one in eight too tight or too wide.
+
+    Args:
+        rng: what it is drawn from.
+        heading: direction of the person, degrees; 0: towards the camera.
+    Returns:
+        the view, in which the heading varies by some degrees.
+    """
     turned = float(np.deg2rad(heading + rng.normal(0, 9)))
     tilt, shift_x, shift_y = float(rng.normal(0, 0.02)), float(rng.normal(0, 0.018)), float(rng.normal(0, 0.016))
     fill, stretch = float(rng.uniform(0.82, 0.96)), float(rng.uniform(0.94, 1.10))
@@ -115,23 +145,37 @@ def draw_view(rng: np.random.Generator, heading: float) -> View:
 
 @dataclass(frozen=True)
 class Projection:
-    """Points [N, 2] in pixels, depths [N], and the rotation [3, 3] of the person in the camera's room."""
+    """Where points of a person lie in the image."""
 
     points: np.ndarray
+    """[N, 2] float32, pixels: x to the right, y down."""
     depth: np.ndarray
+    """[N] float32, metres: distance along the camera's axis."""
     rotation: np.ndarray
+    """[3, 3] float32: of the person about the vertical axis, in the camera's room."""
 
 
 def project(
     camera: Camera, view: View, outline: np.ndarray, points: list[np.ndarray], height: int, width: int
 ) -> list[Projection]:
-    """Projects point sets [N, 3] into the box around `outline` [V, 3], the naked body: clothes do not move it."""
+    """Project points of a posed person into the detector's box.
+
+    Args:
+        camera: the camera.
+        view: the person before it, and the box.
+        outline: [V, 3], metres: the naked body, around which the box is drawn, so that clothes do not move it.
+        points: sets of points [N, 3], metres.
+        height: of the box's image, pixels.
+        width: of the box's image, pixels.
+    Returns:
+        a projection for every set.
+    """
     rotation = turn("z", view.heading).astype(np.float32)
     elevation = camera.elevation + view.tilt
     cosine, sine = np.float32(np.cos(elevation)), np.float32(np.sin(elevation))
     middle = np.float32(0.5 * outline[:, 2].max())
 
-    def onto_sensor(vertices):
+    def onto_sensor(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         room = vertices @ rotation.T
         up = room[:, 2] - middle
         depth = camera.distance + room[:, 1] * cosine - up * sine
@@ -142,7 +186,7 @@ def project(
     wide = float(np.ptp(x)) * 1.10  # sleeves
     scale, stretch = view.fill * height / tall, view.stretch
     if view.fitted:
-        # A wide person gets a wide box, which is squeezed into the image's shape, as with real detections.
+        # The box of a wide person is wide, too, and is squeezed into the image's shape, as with real detections.
         squeeze = 0.98 * width / (wide * scale)
         if stretch > squeeze:
             stretch = max(squeeze, 0.84)

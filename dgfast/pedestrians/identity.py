@@ -1,12 +1,15 @@
 """The identity: who a person is (body, head), what the person wears (clothes) and carries, drawn from a seed.
 
-Swapping clothes between two people is `dataclasses.replace(person, clothes=other.clothes)`: whatever is in `Clothes`
-belongs to the appearance, all the rest to the structure. Colours are linear RGB in 0..1, lengths canonical metres.
+Clothes are swapped between two people by `dataclasses.replace(person, clothes=other.clothes)`: what is in `Clothes`
+belongs to the appearance, all the rest to the structure.
+
+Colours are linear RGB in 0 .. 1. Lengths and heights are metres of the canonical body (see `body`).
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Colour = tuple[float, float, float]
 
@@ -42,133 +45,197 @@ _HAIR_SHARE = (0.45, 0.22, 0.15, 0.08, 0.05, 0.05)
 
 @dataclass(frozen=True)
 class Shape:
-    """Two people of the body pack (indices, taken modulo their number) and the share of the first."""
+    """A body as a mixture of two people of the body pack."""
 
     first: int
+    """Index of the one, taken modulo their number."""
     second: int
+    """Index of the other, taken modulo their number."""
     mix: float
+    """Share of the first, 0 .. 1."""
 
 
 @dataclass(frozen=True)
 class Print:
-    """A print on a garment: centre (x, z), half size, motif 0 disc, 1 block, 2 diamond, 3 lettering; back: too?"""
+    """A print on a garment."""
 
     x: float
+    """Of its centre."""
     z: float
+    """Height of its centre."""
     size: float
+    """Half its size."""
     motif: int
+    """0: disc, 1: block, 2: diamond, 3: lettering."""
     back: bool
+    """Whether it is on the back, too."""
 
 
 @dataclass(frozen=True)
 class Upper:
-    """sleeve: where it ends along the arm (0 shoulder, 1 wrist); hem: its height; frequency: of stripes and checks."""
+    """The upper garment."""
 
     pattern: str
+    """plain, bands, pinstripes, check, print, yoke, sleeves, open, half or camouflage."""
     colour: Colour
+    """Of the cloth."""
     second: Colour
+    """Of the pattern."""
     inner: Colour
+    """Of what is worn beneath an open garment."""
     frequency: float
+    """Relative number of stripes and checks."""
     sleeve: float
+    """Where the sleeve ends along the arm, 0 at the shoulder and 1 at the wrist."""
     hem: float
+    """Height of the lower border."""
     loose: float
+    """How far the cloth stands off the body."""
     v_neck: bool
+    """Whether the neckline is a V."""
     hood: str
+    """none, down or up."""
     print: Print
+    """The print, if the pattern is one."""
 
 
 @dataclass(frozen=True)
 class Lower:
-    """end: height of the lower border; flare: widening of a skirt over its length; tights: their colour, if worn;
-    dress: the skirt continues the upper garment; faded: jeans paler on the thighs; stripe: along the seam."""
+    """The lower garment."""
 
     kind: str
+    """trousers, shorts, skirt, leggings or cropped."""
     colour: Colour
+    """Of the cloth."""
     end: float
+    """Height of the lower border."""
     loose: float
+    """How far the cloth stands off the body."""
     flare: float
+    """Widening of a skirt over its length."""
     pleats: float
+    """Amplitude of a skirt's pleats."""
     tights: Colour | None
+    """Colour of the tights under a skirt; None: bare legs."""
     dress: bool
+    """Whether a skirt continues the upper garment."""
     faded: bool
+    """Whether trousers are paler on the thighs."""
     stripe: bool
+    """Whether a stripe runs along the outer seam."""
 
 
 @dataclass(frozen=True)
 class Shoes:
+    """The shoes."""
+
     colour: Colour
+    """Of the upper."""
     sole: Colour
+    """Of the sole."""
     top: float
+    """Height of the upper border."""
 
 
 @dataclass(frozen=True)
 class Clothes:
-    """Everything the appearance of a person consists of. wrinkle: strength of the folds, 0..1; seed: where they lie."""
+    """Everything that belongs to the appearance of a person."""
 
     upper: Upper
+    """The upper garment."""
     lower: Lower
+    """The lower garment."""
     shoes: Shoes
+    """The shoes."""
     scarf: Colour | None
+    """Colour of the scarf; None: no scarf."""
     wrinkle: float
+    """Strength of the folds, 0 .. 1."""
     seed: int
+    """Where the folds lie."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """style: short, crop, fringe, bob, long, tail, bun or bald; parting: x of the parting; hat: none, cap or beanie."""
+    """The head with what is worn on it."""
 
     hair: Colour
+    """Of the hair."""
     style: str
+    """short, crop, fringe, bob, long, tail, bun or bald."""
     volume: float
+    """Of the hair, 0 .. 1."""
     parting: float
+    """x of the parting."""
     hair_seed: int
+    """How the hair falls."""
     hat: str
+    """none, cap or beanie."""
     hat_colour: Colour
+    """Of the hat."""
     glasses: bool
+    """Whether glasses are worn."""
 
 
 @dataclass(frozen=True)
 class Bag:
-    """kind: none, backpack, shoulder, hand or sling; side: 1 left, -1 right; size: relative."""
+    """What is carried."""
 
     kind: str
+    """none, backpack, shoulder, hand or sling."""
     colour: Colour
+    """Of the bag and its straps."""
     side: int
+    """1: left, -1: right."""
     size: float
+    """Relative."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A person. swing: how far the arms swing while walking, relative."""
+    """A person."""
 
     shape: Shape
+    """The body."""
     skin: Colour
+    """Of the skin."""
     head: Head
+    """The head."""
     bag: Bag
+    """What is carried."""
     swing: float
+    """How far the arms swing while walking, relative."""
     clothes: Clothes
+    """What is worn: the appearance."""
 
 
-def linear(srgb) -> np.ndarray:
-    """Linear light of sRGB values in 0..255, with the plain exponent 2.2 that the cameras undo."""
+def linear(srgb: ArrayLike) -> np.ndarray:
+    """Linear light of display values, with the plain exponent 2.2 that the cameras undo.
+
+    Args:
+        srgb: any shape, 0 .. 255.
+    Returns:
+        the same shape, float64, 0 .. 1.
+    """
     return (np.clip(np.asarray(srgb, np.float64), 0, 255) / 255) ** 2.2
 
 
-def _colour(srgb) -> Colour:
-    return tuple(float(value) for value in linear(srgb))
+def _colour(srgb: ArrayLike) -> Colour:
+    red, green, blue = (float(value) for value in linear(srgb))
+    return red, green, blue
 
 
-def _choice(rng, shares: dict[str, float]) -> str:
+def _choice(rng: np.random.Generator, shares: dict[str, float]) -> str:
     names, weights = list(shares), np.array(list(shares.values()))
     return names[rng.choice(len(names), p=weights / weights.sum())]
 
 
-def _dye(rng, shares: dict[str, float]) -> Colour:
+def _dye(rng: np.random.Generator, shares: dict[str, float]) -> Colour:
     base = np.array(_PALETTE[_choice(rng, shares)], np.float64)
     return _colour(np.clip(base * rng.uniform(0.85, 1.15) + rng.normal(0, 4.7, 3), 6, 245))
 
 
-def _draw_upper(rng) -> Upper:
+def _draw_upper(rng: np.random.Generator) -> Upper:
     patterns = {
         "plain": 0.33, "bands": 0.11, "pinstripes": 0.04, "check": 0.08, "print": 0.14, "yoke": 0.06, "sleeves": 0.07,
         "open": 0.11, "half": 0.03, "camouflage": 0.03,
@@ -179,7 +246,7 @@ def _draw_upper(rng) -> Upper:
         sleeve = 0.97
     long_sleeved = sleeve > 0.9
     colour, second, inner = _dye(rng, _UPPER), _dye(rng, _UPPER), _dye(rng, _UPPER)
-    while np.abs(np.sqrt(colour) - np.sqrt(second)).sum() < 0.35:  # a pattern nobody could see
+    while np.abs(np.sqrt(colour) - np.sqrt(second)).sum() < 0.35:  # nobody could see such a pattern
         second = _dye(rng, _UPPER)
     return Upper(
         pattern=pattern,
@@ -202,7 +269,7 @@ def _draw_upper(rng) -> Upper:
     )
 
 
-def _draw_lower(rng) -> Lower:
+def _draw_lower(rng: np.random.Generator) -> Lower:
     kind = _choice(rng, {"trousers": 0.60, "shorts": 0.16, "skirt": 0.11, "leggings": 0.05, "cropped": 0.08})
     ends = {"trousers": (0.05, 0.08), "shorts": (0.46, 0.58), "skirt": (0.38, 0.72), "leggings": (0.09, 0.11),
             "cropped": (0.18, 0.30)}  # fmt: skip
@@ -220,7 +287,7 @@ def _draw_lower(rng) -> Lower:
     )
 
 
-def _draw_clothes(rng) -> Clothes:
+def _draw_clothes(rng: np.random.Generator) -> Clothes:
     upper, lower = _draw_upper(rng), _draw_lower(rng)
     if lower.kind == "skirt" and upper.hem > 0.8:
         upper = replace(upper, hem=0.985)  # tucked into the skirt
@@ -239,7 +306,13 @@ def _draw_clothes(rng) -> Clothes:
 
 
 def draw_identity(rng: np.random.Generator) -> Identity:
-    """A person, drawn from `rng`."""
+    """A person.
+
+    Args:
+        rng: what the person is drawn from.
+    Returns:
+        body, head, bag and clothes.
+    """
     first, second = rng.choice(96, 2, replace=False)
     shape = Shape(int(first), int(second), float(rng.uniform(0.5, 1)))
     skin = np.array(_SKIN[rng.choice(len(_SKIN), p=_SKIN_SHARE)]) * rng.uniform(0.92, 1.06)

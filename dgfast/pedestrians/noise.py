@@ -1,25 +1,31 @@
-"""The noise: tileable random textures that cloth, hair and ground are drawn with. They are constants of the package."""
+"""The noise: tileable random textures that cloth, hair and ground are drawn with; the same ones in every data set."""
 
 from functools import cache
 
 import cv2
 import numpy as np
 
-SIDE = 256
+SIDE = 256  # texels of a tile
 
 
 def _field(seed: int, across: float, along: float) -> np.ndarray:
-    """Tileable Gaussian noise [SIDE, SIDE] (rows: v, columns: u), unit deviation, blurred by so many texels."""
+    """Tileable Gaussian noise [SIDE, SIDE] (rows: v, columns: u) of deviation 1, blurred by so many texels."""
     white = np.random.default_rng([977, seed]).standard_normal((SIDE, SIDE)).astype(np.float32)
     tiled = cv2.GaussianBlur(np.tile(white, (3, 3)), (0, 0), sigmaX=across, sigmaY=along)
     tiled = tiled[SIDE : 2 * SIDE, SIDE : 2 * SIDE]
-    tiled -= tiled.mean()
+    tiled = tiled - tiled.mean()
     return tiled / tiled.std()
 
 
 @cache
 def texture(kind: str) -> np.ndarray:
-    """[SIDE, SIDE] float32 of mean 0 and deviation 1: cloud, weave, strand (fine across, long along v) or blotch."""
+    """A texture of mean 0 and deviation 1.
+
+    Args:
+        kind: cloud, weave, strand (fine across, long along v) or blotch.
+    Returns:
+        [SIDE, SIDE] float32; rows: v, columns: u.
+    """
     if kind == "cloud":
         mixed = sum(_field(seed, size, size) * size**0.5 for seed, size in enumerate((3, 7, 16, 30)))
         return mixed / mixed.std()
@@ -29,8 +35,13 @@ def texture(kind: str) -> np.ndarray:
 
 @cache
 def slope(kind: str) -> np.ndarray:
-    """[SIDE, SIDE, 2] float32: slopes (du, dv) of a surface of folds, deviation 1: hang (folds that run down along v),
-    crease (that run across, along u) or ripple (both)."""
+    """The slopes of a folded surface, of deviation 1.
+
+    Args:
+        kind: hang (folds run down, along v), crease (they run across, along u) or ripple (both).
+    Returns:
+        [SIDE, SIDE, 2] float32: slopes along u and along v.
+    """
     sizes = {"hang": (5, 26), "crease": (24, 5), "ripple": (12, 10)}
     height = np.tanh(1.3 * _field(40 + len(kind), *sizes[kind]))  # flat between the folds
     slopes = np.stack(
@@ -40,7 +51,15 @@ def slope(kind: str) -> np.ndarray:
 
 
 def lookup(image: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """The texture's values at u, v, in tiles."""
+    """The values of a texture.
+
+    Args:
+        image: [SIDE, SIDE] or [SIDE, SIDE, K].
+        u: any shape, in tiles.
+        v: the same shape, in tiles.
+    Returns:
+        the same shape, with [K] behind it.
+    """
     column = (u * SIDE).astype(np.int32) & (SIDE - 1)
     row = (v * SIDE).astype(np.int32) & (SIDE - 1)
     return image[row, column]

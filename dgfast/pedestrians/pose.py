@@ -12,28 +12,40 @@ _SIDES = (("L", 1), ("R", -1))
 
 @dataclass(frozen=True)
 class Pose:
-    """phase: of the gait, radians; stride: 0 standing, 1 a normal walk; gesture: of the arms (walk, phone, pocket or
-    strap), made by the arm of `side` (1 left); lean, head_turn, head_nod: radians."""
+    """One moment of a walk."""
 
     phase: float
+    """Of the gait, radians."""
     stride: float
+    """0: standing, 1: a normal walk."""
     gesture: str
+    """What the arms do: walk, phone, pocket or strap."""
     side: int
+    """The arm that makes the gesture; 1: left, -1: right."""
     lean: float
+    """Of the chest, forwards, radians."""
     head_turn: float
+    """To the left, radians."""
     head_nod: float
+    """Downwards, radians."""
 
 
 @dataclass(frozen=True)
 class Joints:
-    """rotation [23, 3, 3] and position [23, 3] of every bone (of `body.BONES`) in a pose."""
+    """Every bone, in the order of `body.BONES`, in a pose."""
 
     rotation: np.ndarray
+    """[23, 3, 3]: against its rest orientation, in the frame of the room."""
     position: np.ndarray
+    """[23, 3], metres."""
 
 
 def draw_gait(rng: np.random.Generator) -> Pose:
-    """The manner in which somebody walks past one camera; `draw_step` varies it from image to image."""
+    """The manner in which somebody walks past one camera; `draw_step` varies it from image to image.
+
+    Args:
+        rng: what it is drawn from.
+    """
     return Pose(
         phase=float(rng.uniform(0, 2 * np.pi)),
         stride=0.1 if rng.random() < 0.12 else float(rng.uniform(0.65, 1.1)),
@@ -46,7 +58,12 @@ def draw_gait(rng: np.random.Generator) -> Pose:
 
 
 def draw_step(rng: np.random.Generator, gait: Pose) -> Pose:
-    """Another moment of the same walk."""
+    """Another moment of the same walk.
+
+    Args:
+        rng: what it is drawn from.
+        gait: the walk.
+    """
     return Pose(
         phase=gait.phase + float(rng.uniform(0, 2 * np.pi)),
         stride=gait.stride,
@@ -59,7 +76,14 @@ def draw_step(rng: np.random.Generator, gait: Pose) -> Pose:
 
 
 def turn(axis: str, angle: float) -> np.ndarray:
-    """The rotation [3, 3] about a coordinate axis, right-handed, radians."""
+    """A rotation about a coordinate axis, right-handed.
+
+    Args:
+        axis: "x", "y" or "z".
+        angle: radians.
+    Returns:
+        [3, 3].
+    """
     c, s = np.cos(angle), np.sin(angle)
     rows = {
         "x": [[1, 0, 0], [0, c, -s], [0, s, c]],
@@ -83,7 +107,7 @@ def _down(angle: float, outwards: float) -> np.ndarray:
 
 
 def _arm_directions(pose: Pose, swing: float, sign: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
-    """Directions of upper arm and forearm in the frame of the chest; `spread`: the least angle off the body."""
+    """Directions of upper arm and forearm in the frame of the chest; `spread` is the least angle off the body."""
     mine = pose.side == sign
     if pose.gesture == "phone" and mine:
         return _down(0.35, sign * 0.22), np.array([-sign * 0.30, -0.72, 0.62])
@@ -98,14 +122,20 @@ def _arm_directions(pose: Pose, swing: float, sign: int, spread: float) -> tuple
 
 
 def joints(pose: Pose, bones: np.ndarray, swing: float, girth: float) -> Joints:
-    """Joint rotations and positions.
+    """Where every bone is in a pose.
 
-    bones [21, 3]: joint positions at rest; swing: of the arms, relative; girth: half width of the hips over the
-    distance of the shoulder joints, which says how far the arms must stay off the body.
+    Args:
+        pose: the pose.
+        bones: [21, 3], metres: positions of the joints at rest.
+        swing: how far the arms swing, relative.
+        girth: half width of the hips over half the distance of the shoulder joints; it says how far the arms must stay
+            off the body.
+    Returns:
+        rotations and positions of the 23 bones.
     """
     rotation = np.tile(np.eye(3), (len(BONES), 1, 1))  # of each bone, in the frame of the room
 
-    def rest(start, end):
+    def rest(start: str, end: str) -> np.ndarray:
         return bones[BONE[end]] - bones[BONE[start]]
 
     sway = np.sin(pose.phase)
@@ -145,9 +175,20 @@ def joints(pose: Pose, bones: np.ndarray, swing: float, girth: float) -> Joints:
     return Joints(rotation, position)
 
 
-def skin(vertices, normals, weights, bones, joints: Joints) -> tuple[np.ndarray, np.ndarray]:
-    """Linear blend skinning: posed vertices and normals [N, 3] (normals not quite unit). weights [N, 23], bones [21,
-    3]."""
+def skin(
+    vertices: np.ndarray, normals: np.ndarray, weights: np.ndarray, bones: np.ndarray, joints: Joints
+) -> tuple[np.ndarray, np.ndarray]:
+    """Linear blend skinning.
+
+    Args:
+        vertices: [N, 3], metres: at rest.
+        normals: [N, 3]: at rest, of unit length.
+        weights: [N, 23], 0 .. 1: how much each bone moves a vertex.
+        bones: [21, 3], metres: positions of the joints at rest.
+        joints: of the pose.
+    Returns:
+        [N, 3] posed vertices; [N, 3] posed normals, whose length is only about 1.
+    """
     bones = np.concatenate([bones, bones[[BONE["hand.L"], BONE["hand.R"]]]])
     shift = joints.position - np.einsum("bij,bj->bi", joints.rotation, bones)
     transform = np.concatenate([joints.rotation, shift[..., None]], 2).astype(np.float32)

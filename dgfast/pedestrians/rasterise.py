@@ -1,7 +1,7 @@
 """The rasteriser: which triangle is nearest at each pixel, in numpy.
 
-Triangles are cut into rows of pixels, rows into pixels; depth and everything else a pixel needs is linear along its
-row.
+Triangles are cut into rows of pixels and rows into pixels. Depth and everything else that a pixel needs is linear along
+its row.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,25 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Fragments:
-    """The M visible pixels: pixel [M], y * width + x; face [M]; corners [M, 3], vertices of the face; share [M, 3] of
-    each corner (barycentric coordinates)."""
+    """The M pixels in which a mesh is seen."""
 
     pixel: np.ndarray
+    """[M]: y * width + x."""
     face: np.ndarray
+    """[M]: the face that is seen."""
     corners: np.ndarray
+    """[M, 3]: the vertices of that face."""
     share: np.ndarray
+    """[M, 3]: of each corner in what is seen (barycentric coordinates)."""
 
     def interpolate(self, values: np.ndarray) -> np.ndarray:
-        """Values [N, K] at the vertices -> [K, M] at the pixels."""
+        """Values at the pixels.
+
+        Args:
+            values: [N, K], at the vertices.
+        Returns:
+            [K, M].
+        """
         mixed = values[self.corners[:, 0]] * self.share[:, 0:1]
         mixed += values[self.corners[:, 1]] * self.share[:, 1:2]
         mixed += values[self.corners[:, 2]] * self.share[:, 2:3]
@@ -28,9 +37,14 @@ class Fragments:
 
 
 def _edges(a: np.ndarray, b: np.ndarray, c: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Left and right bounds of T triangles as lines x = start + slope * y: two arrays [T, 6], start and slope of three
-    lines each; an edge that bounds the other side only is infinitely far away."""
-    left, right = [], []
+    """The left and the right bounds of T triangles, as lines x = start + slope * y.
+
+    Returns:
+        two arrays [T, 6]: start and slope of three lines, one per edge. The line of an edge that bounds only the other
+        side is very far away.
+    """
+    left: list[np.ndarray] = []
+    right: list[np.ndarray] = []
     for start, end in ((a, b), (b, c), (c, a)):
         dx, dy = end[:, 0] - start[:, 0], end[:, 1] - start[:, 1]
         level = np.abs(dy) < 1e-12
@@ -43,11 +57,29 @@ def _edges(a: np.ndarray, b: np.ndarray, c: np.ndarray, area: np.ndarray) -> tup
     return np.stack(left, 1), np.stack(right, 1)
 
 
-def rasterise(points, depth, faces, closed, clip, rank, height: int, width: int) -> Fragments:
-    """Visible surface of a mesh, as fragments in order of their faces' rank.
+def rasterise(
+    points: np.ndarray,
+    depth: np.ndarray,
+    faces: np.ndarray,
+    closed: np.ndarray,
+    clip: np.ndarray,
+    rank: np.ndarray,
+    height: int,
+    width: int,
+) -> Fragments:
+    """The visible surface of a mesh of N vertices and F triangles.
 
-    points [N, 2]: pixel coordinates x, y (y down); depth [N], smaller is nearer; faces [F, 3]; closed [F]: drop where
-    seen from behind; clip [N]: interpolated, pixels where it is negative are cut away; rank [F] uint8.
+    Args:
+        points: [N, 2], pixels: x to the right, y down.
+        depth: [N]; smaller is nearer.
+        faces: [F, 3]: corners.
+        closed: [F] bool: leave the face out where it is seen from behind.
+        clip: [N]: the surface is cut away where this, interpolated, is negative.
+        rank: [F] uint8: fragments come in this order of their faces.
+        height: of the image, pixels.
+        width: of the image, pixels.
+    Returns:
+        one fragment for every pixel in which the mesh is seen.
     """
     a, b, c = (points[faces[:, k]].astype(np.float64) for k in range(3))
     area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1])
@@ -64,7 +96,7 @@ def rasterise(points, depth, faces, closed, clip, rank, height: int, width: int)
     slope_b = np.stack([ac[:, 1], -ac[:, 0]], 1) / area[:, None]
     slope_c = np.stack([-ab[:, 1], ab[:, 0]], 1) / area[:, None]
 
-    def plane(values):
+    def plane(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         at_a = values[used[:, 0]].astype(np.float64)
         return at_a, (values[used[:, 1]] - at_a)[:, None] * slope_b + (values[used[:, 2]] - at_a)[:, None] * slope_c
 
@@ -85,7 +117,7 @@ def rasterise(points, depth, faces, closed, clip, rank, height: int, width: int)
     count = np.maximum(last - first + 1, 0)
     offset_x, offset_y = first + 0.5 - a[owner, 0], centre_y - a[owner, 1]
 
-    def along_row(at_a, slopes):
+    def along_row(at_a: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         start = at_a[owner] + offset_x * slopes[owner, 0] + offset_y * slopes[owner, 1]
         return start.astype(np.float32), slopes[owner, 0].astype(np.float32)
 
@@ -100,7 +132,8 @@ def rasterise(points, depth, faces, closed, clip, rank, height: int, width: int)
     outside = start[row[at_border]] + along[at_border] * slope[row[at_border]] < 0
     z[at_border[outside]] = np.inf
 
-    # Triangles are sorted, so the last fragment of a pixel is nearly always the nearest; then mend the exceptions.
+    # Triangles come from far to near, so the last fragment of a pixel is nearly always the nearest. The loop mends the
+    # exceptions: as long as a fragment is nearer than the winner of its pixel, it takes that place.
     winner = np.full(height * width, -1, np.int32)
     rivals = np.flatnonzero(z < np.inf).astype(np.int32)
     while len(rivals):

@@ -149,7 +149,7 @@ def iterations_of(
     trainer = Trainer(config, data, Path(), workers, Path(torch.hub.get_dir()))
     teaching = trainer.teacher_stage()
     stage: Stage = trainer.dgnet_stage(teaching.teacher) if measurement.stage == "dgnet" else teaching
-    workers.same_weights(*stage.networks_by_name.values())
+    workers.same_weights(stage.networks_by_name.values())
     samples = stage.samples(config)
     first = first_full_iteration(config.loss)
     if measurement.loads_images(config):

@@ -45,11 +45,14 @@ _SECONDS = 0.5
 
 
 def card_peak(name: str, precision: Precision, tf32: bool) -> float | None:
-    """Dense TFLOP/s of a GPU; None for one that is not in the table.
+    """Dense peak of a GPU.
 
     Args:
-        name: as `torch.cuda.get_device_name` gives it. precision: bf16, fp16 or fp32. tf32: whether fp32 products round
-            to TF32.
+        name: as `torch.cuda.get_device_name` gives it.
+        precision: bf16, fp16 or fp32.
+        tf32: whether fp32 products round to TF32.
+    Returns:
+        TFLOP/s; None for a card that is not in the table.
     """
     words = set(re.split(r"[^A-Z0-9]+", name.upper()))
     for card, bf16, fp16, matrix32, fp32 in _CARDS:
@@ -60,8 +63,13 @@ def card_peak(name: str, precision: Precision, tf32: bool) -> float | None:
 
 
 def cpu_peak(precision: Precision) -> float:
-    """TFLOP/s of this process's threads, measured: the best of torch.mm's products of two square matrices in half a
-    second."""
+    """Peak of this process's threads, measured: the best of torch.mm's products of two square matrices in half a second.
+
+    Args:
+        precision: bf16, fp16 or fp32.
+    Returns:
+        TFLOP/s.
+    """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a, b = (torch.rand(_SIDE, _SIDE).to(dtype) for _ in range(2))
     best = float("inf")

@@ -22,17 +22,16 @@ _DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 class Reading(NamedTuple):
-    """What a trace says, per iteration.
-
-    ms: wall time; phases: the same time divided by phase, ms, in the order of `PHASES`; launches: kernels launched from
-    the host (a CUDA graph is one), None without a GPU; device: whether the phases are times of the GPU or, where it
-    recorded nothing, of the host.
-    """
+    """What a trace says, per iteration."""
 
     ms: float
+    """Wall time, milliseconds."""
     phases: dict[str, float]
+    """The same time divided by phase, milliseconds, in the order of `PHASES`."""
     launches: float | None
+    """Kernels launched from the host (a CUDA graph is one); None without a GPU."""
     device: bool
+    """Whether the phases are times of the GPU or, where it recorded nothing, of the host."""
 
 
 class _Span(NamedTuple):
@@ -44,7 +43,11 @@ class _Span(NamedTuple):
 
 @contextmanager
 def named(modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Within the context, each module's forward pass is a range of its name in the trace, frozen views' passes too."""
+    """Within the context, each module's forward pass is a range of its name in the trace, frozen views' passes too.
+
+    Args:
+        modules: name -> network.
+    """
     opened: list[record_function] = []
 
     def enter(name: str) -> None:
@@ -75,12 +78,18 @@ def _within(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read(file: Path, steps: int) -> Reading:
-    """The times in a Chrome trace of `steps` iterations within one range `STEPS`.
+    """Read the times in a Chrome trace.
 
     On a CPU a moment belongs to the range that the host is in. On a GPU it belongs to the range in which the work that
-    runs was
-    launched: communication counts where nothing else runs, data where the host waits for it and the GPU has nothing to
-    do, other pauses are "idle": the host is too slow to launch. Either way all phases together are the wall time.
+    runs was launched: communication counts where nothing else runs, data where the host waits for it and the GPU has
+    nothing to do; other pauses are "idle", since the host is too slow to launch. Either way all phases together are the
+    wall time.
+
+    Args:
+        file: the trace, JSON.
+        steps: iterations within its one range `STEPS`.
+    Returns:
+        times per iteration.
     """
     events = [event for event in json.loads(file.read_text())["traceEvents"] if event.get("ph") == "X"]
     window = next(e for e in events if e["name"] == STEPS and e["cat"] == "user_annotation")
@@ -102,8 +111,17 @@ def read(file: Path, steps: int) -> Reading:
 
 
 def timeline(spans: Iterable[_Span], start: float, end: float, rest: str) -> Iterator[_Span]:
-    """The time from start to end without gaps or overlaps: each moment with the label of the span that counts, or
-    `rest`."""
+    """Cut a stretch of time so that each moment has one label.
+
+    Args:
+        spans: labelled, overlapping or not.
+        start: of the stretch, microseconds.
+        end: of the stretch, microseconds.
+        rest: label of moments that no span covers.
+    Yields:
+        spans without gaps or overlaps, each with the label of the span that counts: the one of the lowest rank, among
+        equals the first to start.
+    """
     waiting = sorted((span for span in spans if span.end > start and span.start < end), key=lambda span: span.start)
     cuts = sorted({start, end, *(t for s in waiting for t in (s.start, s.end) if start < t < end)})
     active: list[tuple[int, float, float, str]] = []  # rank, start, end, label

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgfast.data.loaders.choose import LoaderName
+from dgfast.config import LoaderName
 from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
 from dgfast.models import DGNet, Teacher

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from dgfast.data.loaders.choose import LoaderName, evaluation_batches
+from dgfast.config import LoaderName
+from dgfast.data.loaders.choose import evaluation_batches
 from dgfast.data.records import Record
 from dgfast.models import DGNet, Teacher
 

@@ -3,7 +3,7 @@ joined."""
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,42 +112,60 @@ def _as_tensor(side: np.ndarray, name: str) -> Tensor:
         return torch.from_numpy(side)
 
 
-def make_ready(query: Tensor, gallery: Tensor, metric: str, device: torch.device) -> Features:
+def make_ready(query: Tensor, gallery: Tensor, metric: str, stages: Stages) -> Features:
     """Features of both sides, converted, checked, normalised for metric "cosine", scaled and centred.
 
     Raises:
         UserError: a feature is NaN or infinite, or zero where it needs a direction; the row is named.
     """
     n, dims = len(query) + len(gallery), query.shape[1]
-    values = torch.empty((n, dims), dtype=torch.float32, device=device)
+    values = torch.empty((n, dims), dtype=torch.float32, device=stages.device)
     rows = max(1, _CHUNK // dims)
-    parts = [values[first : first + rows] for first in range(0, n, rows)]
+    parts = values.split(rows)
     largest = 0.0
     for name, side, place in (("query", query, 0), ("gallery", gallery, len(query))):
         for first in range(0, len(side), rows):
             part = values[place + first : place + min(first + rows, len(side))]
             part.copy_(side[first : first + rows])
             largest = max(largest, _largest(part, name, first))
-            if metric == "cosine":
-                _normalise(part, name, first)
     if metric == "cosine":
+        _normalise(parts, len(query), stages)
         largest = 1.0
     # Brings the largest value to 1 .. 2, so that no squared norm overflows; a power of two changes no digit.
     scale = 2.0 ** min(-math.floor(math.log2(largest)), 126) if largest > 0 else 1.0
     if scale != 1:
         for part in parts:
             part.mul_(scale)
-    # A common offset only costs digits: |x - y|^2 comes from |x|^2 + |y|^2 - 2xy. What is subtracted is coarse, so that
-    # small whole numbers stay exact, and for that the mean of some rows is good enough.
-    mean = values[:: -(-n // _SAMPLE)].mean(0, dtype=torch.float64)
+    centre = _centre(values, stages)
+    for part in parts:
+        part.sub_(centre)
+    return Features(values, _lengths(parts, stages).square_().float(), scale, len(query))
+
+
+def _centre(values: Tensor, stages: Stages) -> Tensor:
+    """What is subtracted from every image [D], so that a common offset costs no digits.
+
+    The squared distance comes from |x|^2 + |y|^2 - 2xy, which loses what the three terms have in common. The centre is
+    rounded coarsely, so that small whole numbers stay exact; so the mean of some rows is good enough.
+    """
+    mean = torch.empty(values.shape[1], dtype=torch.float64, device=values.device)
+    sample = values[:: -(-len(values) // _SAMPLE)]
+    stages.each(1, lambda _: torch.mean(sample, 0, dtype=torch.float64, out=mean))
     offset = float(mean.abs().max())
     grain = 2.0 ** (math.floor(math.log2(offset)) - 3) if offset > 0 else 1.0
-    centre = (mean / grain).round().mul(grain).float()
-    norms = torch.empty(n, dtype=torch.float32, device=device)
-    for part, norm in zip(parts, norms.split(rows), strict=True):
-        part.sub_(centre)
-        norm.copy_(torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).square_())
-    return Features(values, norms, scale, len(query))
+    return (mean / grain).round().mul(grain).float()
+
+
+def _lengths(parts: Sequence[Tensor], stages: Stages) -> Tensor:
+    """Euclidean lengths of all rows, [N] float64."""
+    lengths = torch.empty(sum(map(len, parts)), dtype=torch.float64, device=stages.device)
+    places = lengths.split(len(parts[0]))
+
+    def measure(i: int) -> None:
+        torch.linalg.vector_norm(parts[i], dim=1, dtype=torch.float64, out=places[i])
+
+    stages.each(len(parts), measure)
+    return lengths
 
 
 def _largest(part: Tensor, name: str, first: int) -> float:
@@ -163,14 +181,18 @@ def _largest(part: Tensor, name: str, first: int) -> float:
     )
 
 
-def _normalise(part: Tensor, name: str, first: int) -> None:
-    lengths = torch.linalg.vector_norm(part, dim=1, keepdim=True, dtype=torch.float64)
+def _normalise(parts: Sequence[Tensor], queries: int, stages: Stages) -> None:
+    """Divide every row by its length."""
+    lengths = _lengths(parts, stages)[:, None]
     if not lengths.all():
         row = int((lengths[:, 0] == 0).int().argmax())
+        name, row = ("query", row) if row < queries else ("gallery", row - queries)
         raise UserError(
-            f'rerank: {name} row {first + row} is zero and has no direction; expected features that have one for metric "cosine"'
+            f"rerank: {name} row {row} is zero and has no direction; expected features that have one for metric "
+            '"cosine"'
         )
-    part.copy_(part / lengths)
+    for part, length in zip(parts, lengths.split(len(parts[0])), strict=True):
+        part.copy_(part / length)
 
 
 class Tiles:
@@ -204,7 +226,7 @@ class Tiles:
         for column in range(first_column, n, self.columns):
             width = min(self.columns, n - column)
             values = self._room[: (end - start) * width].view(end - start, width)
-            torch.mm(x[start:end], x[column : column + width].t(), out=values)
+            self._stages.multiply(x[start:end], x[column : column + width], values)
             yield column, values
 
 

@@ -189,7 +189,7 @@ def nearest(
     if rows is not None and (rows.step != 1 or rows.start < 0 or rows.stop > n):
         raise UserError(f"nearest: rows is {rows}; expected consecutive images within 0 .. {n}")
     with job.running(result_bytes=0):
-        features = make_ready(*job.sides, metric, job.stages.device)
+        features = make_ready(*job.sides, metric, job.stages)
         tiles = Tiles(features, job.stages)
         with job.bar("nearest", tiles.upper_triangle() if rows is None else len(rows) * n) as bar:
             lists = nearest_lists(features, job.stages, tiles, k, rows, None, bar.update)
@@ -305,7 +305,7 @@ class _Job:
         """Everything up to the inverted lists; `keep` [Q, G] receives squared distances unless neighbours are given."""
         stages, near = self.stages, self.k1 + 1
         k, n = max(near, self.k2), self.queries + self.gallery
-        self.features = make_ready(*self.sides, self.metric, stages.device)
+        self.features = make_ready(*self.sides, self.metric, stages)
         self._tiles = Tiles(self.features, stages)
         with self.bar("nearest", self._tiles.upper_triangle()) as bar:
             if neighbours is None:

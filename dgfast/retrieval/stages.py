@@ -18,6 +18,7 @@ from dgfast import _rerank
 
 ZERO_BELOW = 2.0**-20  # as zero_below in csrc/rerank.hpp
 _ROWS_A_CALL = 1 << 14  # images that a sparse stage takes between two looks at the keyboard
+_PIECE = (256, 512)  # rows and columns of a product that one thread computes
 _NO_IMAGE = 2**31 - 1  # the place of a list that no image has taken
 
 Ticks = Callable[[int], object]  # told how many images are done
@@ -70,6 +71,31 @@ class HostStages:
         lists = _empty_lists(first, rows, k, self.device)
         _rerank.cpu.nearest_start(*lists.arrays())
         return lists
+
+    def each(self, count: int, work: Callable[[int], object]) -> None:
+        """Call work(0) .. work(count - 1), in any order; on the CPU each by one thread, and all threads at a time.
+
+        So the bits that torch computes in a call do not depend on the number of threads.
+        """
+        if self.device.type == "cpu":
+            _on_one_thread_each(count, work)
+        else:
+            for i in range(count):
+                work(i)
+
+    def multiply(self, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        """Inner products of rows [R, D] and columns [C, D] into out [R, C]."""
+        if self.device.type != "cpu":
+            torch.mm(rows, columns.t(), out=out)
+            return
+        high, wide = _PIECE
+        corners = [(r, c) for r in range(0, len(rows), high) for c in range(0, len(columns), wide)]
+
+        def piece(i: int) -> None:
+            r, c = corners[i]
+            torch.mm(rows[r : r + high], columns[c : c + wide].t(), out=out[r : r + high, c : c + wide])
+
+        _on_one_thread_each(len(corners), piece)
 
     def nearest_block(
         self, values: Tensor, row: int, column: int, norms: Tensor, lists: Lists, symmetric: bool
@@ -215,6 +241,12 @@ class CudaStages:
     def scratch_bytes(self, queries: int, gallery: int, images: int) -> int:
         return max(_rerank.cuda.jaccard_workspace(queries, gallery), _rerank.cuda.invert_fill_workspace(images, 0))
 
+    def each(self, count: int, work: Callable[[int], object]) -> None:
+        self._torch.each(count, work)
+
+    def multiply(self, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        torch.mm(rows, columns.t(), out=out)
+
     def start(self, first: int, rows: int, k: int) -> Lists:
         lists = _empty_lists(first, rows, k, self.device)
         self._run(_rerank.cuda.nearest_start, *lists.arrays())
@@ -311,6 +343,23 @@ def stages_for(device: torch.device) -> Stages:
     if device.type == "cuda" and _rerank.build_info()["cuda"]:
         return CudaStages(device)
     return TorchStages(device)
+
+
+def _on_one_thread_each(count: int, work: Callable[[int], object]) -> None:
+    """Call work(0) .. work(count - 1), in any order, on all threads, with torch on one thread in each call."""
+    threads = torch.get_num_threads()
+
+    def alone(i: int) -> None:
+        # This is the setting of the thread that runs the call. Inference mode is a thread's own too: without it a call
+        # could not write to what a caller in that mode has made.
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            work(i)
+
+    try:
+        _rerank.on_threads(count, alone)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

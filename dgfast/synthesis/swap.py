@@ -11,14 +11,18 @@ from dgfast.models.structure import grey
 
 @torch.inference_mode()
 def swap_matrix(networks: DGNet, structures: Tensor, appearances: Tensor) -> Tensor:
-    """First row: the images that give the body; first column: those that give the clothes; between them G(s_column,
-    f_row).
+    """Every body in everybody's clothes: G(s_column, f_row).
+
+    The first row shows the images that give the bodies, the first column those that give the clothes.
 
     Args:
-        networks: in eval mode. structures: [S, 3, H, W], appearances: [A, 3, H, W], normalised, on the networks'
-            device.
+        networks: in eval mode.
+        structures: [S, 3, H, W], normalised, on the networks' device; they give the bodies.
+        appearances: [A, 3, H, W], likewise; they give the clothes.
     Returns:
         picture [(A + 1) (H + 2) + 2, (S + 1) (W + 2) + 2, 3] uint8 on the CPU.
+    Source:
+        paper, figure 5.
     """
     s = networks.structure(grey(structures))
     f = networks.appearance(appearances).code

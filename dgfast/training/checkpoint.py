@@ -23,26 +23,33 @@ class Writer:
         self.writing: Future[Path] | None = None
 
     def save(self, folder: Path, stage: str, iteration: int, state: dict[str, Any]) -> None:
-        """As `save` below, of the state as it is now: it is copied before this returns. Waits for the one before.
+        """Save as the function `save` does, of the state as it is now: it is copied before this returns.
 
+        Waits for the checkpoint before.
+
+        Args:
+            folder: made if need be.
+            stage: name of the stage.
+            iteration: number of iterations that are done.
+            state: tensors, numbers, strings, lists, dicts.
         Raises:
-            what writing the one before raised.
+            Exception: what writing the checkpoint before raised.
         """
         self.wait()
         self.writing = self.thread.submit(save, folder, stage, iteration, _copied(state))
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk.
+        """Wait until the last checkpoint is on the disk.
 
         Raises:
-            what writing it raised.
+            Exception: what writing it raised.
         """
         if self.writing is not None:
             writing, self.writing = self.writing, None
             writing.result()
 
     def close(self) -> None:
-        """Wait, whatever comes of it, and end the thread."""
+        """Wait, whether or not it can be written, and end the thread."""
         self.thread.shutdown()
 
 
@@ -61,8 +68,12 @@ def save(folder: Path, stage: str, iteration: int, state: dict[str, Any]) -> Pat
     """Write `<stage>-<iteration>.pt` into the folder and remove all but the last two of that stage.
 
     Args:
-        folder: made if need be; iteration: number of iterations that are done; state: tensors, numbers, strings, lists,
-            dicts.
+        folder: made if need be.
+        stage: name of the stage.
+        iteration: number of iterations that are done.
+        state: tensors, numbers, strings, lists, dicts.
+    Returns:
+        the file.
     """
     path = folder / f"{stage}-{iteration:08d}.pt"
     # Into an open file, not a name: torch would write the name into the file, and equal runs would differ.
@@ -74,14 +85,25 @@ def save(folder: Path, stage: str, iteration: int, state: dict[str, Any]) -> Pat
 
 
 def checkpoints(folder: Path, stage: str) -> list[Path]:
-    """The stage's checkpoints, oldest first."""
+    """List the checkpoints of a stage.
+
+    Args:
+        folder: may be absent.
+        stage: name of the stage.
+    Returns:
+        files, oldest first.
+    """
     return sorted(p for p in folder.glob(f"{stage}-*.pt") if re.fullmatch(rf"{stage}-\d+\.pt", p.name))
 
 
 def latest(folder: Path, stage: str) -> dict[str, Any] | None:
-    """The newest checkpoint of the stage that can be read, or None where there is none; a damaged one is named and
-    passed over.
+    """Read the newest checkpoint of a stage that can be read; a damaged one is named and passed over.
 
+    Args:
+        folder: may be absent.
+        stage: name of the stage.
+    Returns:
+        the state that was saved, and "iteration"; None where there is no checkpoint.
     Raises:
         UserError: there are checkpoints and none can be read: beginning anew would overwrite what may still be mended.
     """

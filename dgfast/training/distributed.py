@@ -1,5 +1,4 @@
-"""Several processes: who am I, equal weights at the start, averaged gradients in every step, decisions taken
-together."""
+"""Several processes: who am I, equal weights at the start, averaged gradients in every step, decisions taken together."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -18,8 +17,9 @@ T = TypeVar("T")
 
 
 class Votes:
-    """Flags that count as set when any process sets them. All processes cast the same number of votes, in the same
-    order.
+    """Flags that count as set when any process sets them.
+
+    All processes cast the same number of votes, in the same order.
 
     Args:
         alone: whether there is no other process.
@@ -27,21 +27,23 @@ class Votes:
 
     def __init__(self, alone: bool):
         self.alone = alone
-        self.open: list[tuple[Tensor, dist.Work | None]] = []
+        self._open: list[tuple[Tensor, dist.Work | None]] = []
 
     def cast(self, *flags: bool, at_once: bool) -> list[bool]:
-        """This process's flags; what came of all votes that have not been counted.
+        """Cast this process's flags, and count votes.
 
         Args:
-            at_once: count this one too, which waits for the slowest process; else it counts at the next call, by when
-                it has long
-                been with everybody. Alone, everything counts at once.
+            flags: any number of them, the same number at each call.
+            at_once: True: count this vote too, which waits for the slowest process. False: it counts at the next call,
+                by when it has long been with everybody. Alone, every vote counts at once.
+        Returns:
+            for each flag whether any process has set it, in any of the votes that had not been counted yet.
         """
         mine = torch.tensor(flags, dtype=torch.uint8)
         work = None if self.alone else dist.all_reduce(mine, dist.ReduceOp.MAX, async_op=True)
-        self.open.append((mine, work))
-        counted = self.open if at_once or self.alone else self.open[:-1]
-        self.open = self.open[len(counted) :]
+        self._open.append((mine, work))
+        counted = self._open if at_once or self.alone else self._open[:-1]
+        self._open = self._open[len(counted) :]
         set_by_any = torch.zeros_like(mine)
         for found, coming in counted:
             if coming is not None:
@@ -51,11 +53,18 @@ class Votes:
 
 
 class Workers:
-    """This process among those that `torchrun` started (or alone, started without it).
+    """This process among those that `torchrun` started, or alone; a context that leaves the group at its end.
 
-    Attributes:
-        rank, world_size: its number and their number; device: what it computes on.
+    Raises:
+        UserError: this machine has fewer GPUs than processes.
     """
+
+    rank: int
+    """Number of this process, from 0."""
+    world_size: int
+    """Number of processes."""
+    device: torch.device
+    """What this process computes on: a GPU of its own, or the CPU."""
 
     def __init__(self) -> None:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -76,6 +85,13 @@ class Workers:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(minutes=60))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.alone:
+            dist.destroy_process_group()
+
     @property
     def first(self) -> bool:
         """Whether this process writes files and prints."""
@@ -85,13 +101,6 @@ class Workers:
     def alone(self) -> bool:
         """Whether there is no other process."""
         return self.world_size == 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.alone:
-            dist.destroy_process_group()
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -108,7 +117,11 @@ class Workers:
             self.barrier()
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its mean over all processes, in one transfer."""
+        """Replace tensors by their means over all processes, in one transfer.
+
+        Args:
+            tensors: of floats; the same shapes in every process.
+        """
         tensors = list(tensors)
         if self.alone or not tensors:
             return
@@ -134,8 +147,9 @@ class Workers:
         """
         if self.alone:
             return objective
-        # BatchNorm's running statistics differ between processes until `average_statistics`. A static graph has its
-        # first backward pass averaged as a whole, which one that only adds up must not be.
+        # Buffers are not broadcast: BatchNorm's running statistics may differ between processes until
+        # `average_statistics`. With a static graph, torch averages the whole first backward pass at its end; it must
+        # not do that with a pass that only adds to the gradients.
         return DistributedDataParallel(
             objective, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=not accumulates
         )
@@ -150,19 +164,33 @@ class Workers:
         """
         return nullcontext() if sync or not isinstance(objective, DistributedDataParallel) else objective.no_sync()
 
-    def average_statistics(self, *modules: nn.Module) -> None:
-        """Mean of BatchNorm's running statistics over all processes, so that one process can save for all."""
+    def average_statistics(self, modules: Iterable[nn.Module]) -> None:
+        """Average BatchNorm's running statistics over all processes, so that one process can save for all.
+
+        Args:
+            modules: networks.
+        """
         self.average(b for m in modules for b in m.buffers() if b.is_floating_point())
 
-    def same_weights(self, *modules: nn.Module) -> None:
-        """Give all processes the first one's weights and statistics."""
+    def same_weights(self, modules: Iterable[nn.Module]) -> None:
+        """Give all processes the first one's weights and statistics.
+
+        Args:
+            modules: networks, of the same shapes in every process.
+        """
         if not self.alone:
             for module in modules:
                 for tensor in module.state_dict().values():
                     dist.broadcast(tensor, 0)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Rows [n_r, D] of each process, in the order of the ranks -> [sum n_r, D] on the CPU, in every process."""
+        """Collect the rows of all processes.
+
+        Args:
+            rows: [n_r, D], this process's.
+        Returns:
+            [sum n_r, D] on the CPU, in the order of the ranks, in every process.
+        """
         if self.alone:
             return rows.cpu()
         parts: list[Tensor | None] = [None] * self.world_size
@@ -170,7 +198,13 @@ class Workers:
         return torch.cat(parts)
 
     def share(self, value: T) -> T:
-        """The first process's value, in every process."""
+        """Give every process the first one's value.
+
+        Args:
+            value: anything that can be pickled; only the first process's is looked at.
+        Returns:
+            the first process's value.
+        """
         if self.alone:
             return value
         box = [value]

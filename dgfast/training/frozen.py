@@ -14,10 +14,9 @@ def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., A
     """A view of a network in eval mode with detached weights: no copy is made, and it follows the optimiser's updates.
 
     Args:
-        module: any network; its own mode is as before after each call.
-        batch_statistics: BatchNorm normalises by the batch it sees (the reference's setting for E_a' and the teacher)
-            and
-            leaves the running statistics alone; False: by the running statistics.
+        module: any network; after each call its own mode is as before.
+        batch_statistics: True: BatchNorm normalises by the batch it sees, the reference's setting for E_a' and the
+            teacher, and leaves the running statistics alone. False: it normalises by the running statistics.
     Returns:
         a callable with the network's own signature.
     """
@@ -33,7 +32,12 @@ def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., A
 
 @contextmanager
 def evaluating(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
-    """Eval mode within the context; with `batch_statistics`, BatchNorm normalises by the batch and updates nothing."""
+    """Eval mode within the context.
+
+    Args:
+        module: any network.
+        batch_statistics: whether BatchNorm normalises by the batch, updating nothing, or by its running statistics.
+    """
     modes = [(layer, layer.training) for layer in module.modules()]
     module.eval()
     if batch_statistics:
@@ -49,7 +53,11 @@ def evaluating(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
 
 @contextmanager
 def untracked(module: nn.Module) -> Iterator[None]:
-    """Within the context, BatchNorm in training mode leaves its running statistics alone."""
+    """Within the context, BatchNorm in training mode leaves its running statistics alone.
+
+    Args:
+        module: any network.
+    """
     norms = [norm for norm in _norms(module) if norm.training]
     for norm in norms:
         norm.track_running_stats = False

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dgfast.config import RunConfig
-from dgfast.data.batches import PairLoader
+from dgfast.data.loaders import PairLoader
 from dgfast.errors import Diverged, Interrupted, UserError
 from dgfast.run_directory import CHECKPOINTS
 
@@ -58,10 +58,14 @@ def run_stage(
     """Bring a stage to its last iteration, from its newest checkpoint or from the start.
 
     Args:
-        stage: its networks are on the device. make_loader: first iteration -> loader of this process's batches.
-        iterations: where the stage ends. run: run directory. config: seeds and intervals.
-        global_batch: images per stream and iteration of all processes; a checkpoint of another one is refused.
-        picture: iteration -> sample grid [H, W, 3] uint8, every `sample_every` iterations (first process alone).
+        stage: its networks are on the device.
+        make_loader: first iteration -> loader of this process's batches.
+        iterations: where the stage ends.
+        run: run directory.
+        config: seeds and intervals.
+        workers: the processes.
+        global_batch: samples per stream and iteration of all processes; a checkpoint of another number is refused.
+        picture: iteration -> sample grid [H, W, 3] uint8, every `sample_every` iterations; first process alone.
     Raises:
         Diverged: a loss is not finite; the newest checkpoint is from before it.
         Interrupted: SIGINT, SIGTERM or `stop_after`; the newest checkpoint is of the last iteration.
@@ -71,7 +75,7 @@ def run_stage(
     start = _restore(stage, folder, global_batch)
     if start and workers.first:
         say(f"{stage.name}: going on after iteration {start}")
-    workers.same_weights(*stage.networks_by_name.values())
+    workers.same_weights(stage.networks_by_name.values())
     if start >= iterations:
         if start > iterations and workers.first:
             say(
@@ -86,7 +90,7 @@ def run_stage(
     watch = LossWatch()
 
     def save(done: int) -> None:
-        workers.average_statistics(*stage.networks_by_name.values())
+        workers.average_statistics(stage.networks_by_name.values())
         if workers.first:
             writer.save(folder, stage.name, done, {**stage.state_dict(), "global_batch": global_batch})
 

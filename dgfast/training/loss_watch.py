@@ -7,11 +7,7 @@ from torch import Tensor
 
 
 class LossWatch:
-    """The losses of the last iterations, copied to the host while the device goes on.
-
-    Attributes:
-        names: of the losses, in the order of `latest`.
-    """
+    """The losses of the last iterations, copied to the host while the device goes on."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -20,7 +16,12 @@ class LossWatch:
         self._broken: tuple[int, list[str]] | None = None
 
     def add(self, iteration: int, losses: dict[str, Tensor]) -> None:
-        """The losses of an iteration, scalars by name; the same names each time."""
+        """Start to copy the losses of an iteration.
+
+        Args:
+            iteration: from 0.
+            losses: scalars by name; the same names each time.
+        """
         self.names = list(losses)
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         arrival = None
@@ -32,10 +33,12 @@ class LossWatch:
         self._coming.append((iteration, values, arrival))
 
     def broken(self, wait: bool) -> tuple[int, list[str]] | None:
-        """The first iteration with losses that are not finite, and their names; None where none is known.
+        """Find the first iteration with losses that are not finite.
 
         Args:
-            wait: for what is still on its way; else what has arrived is looked at.
+            wait: True: for what is still on its way. False: only what has arrived is looked at.
+        Returns:
+            iteration, and the names of those losses; None where none is known.
         """
         while self._coming:
             iteration, values, arrival = self._coming[0]
@@ -53,6 +56,10 @@ class LossWatch:
         return self._broken
 
     def latest(self) -> Tensor:
-        """The last iteration's losses [number of names] on the CPU; waits for them."""
+        """The last iteration's losses; waits for them.
+
+        Returns:
+            [number of names] fp32 on the CPU, in the order of `names`.
+        """
         self.broken(wait=True)
         return self._latest

@@ -11,25 +11,55 @@ from dgfast.config import LabelStyle
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Identity loss: logits [N, K], labels [N] -> mean negative log-likelihood (paper, equations 3 and 7)."""
+    """Identity loss: the mean negative log-likelihood of the right identity.
+
+    Args:
+        logits: [N, K], of any float format.
+        labels: [N] int64, classes.
+    Returns:
+        scalar, fp32.
+    Source:
+        paper, equations 3 and 7.
+    """
     return F.cross_entropy(logits.float(), labels)
 
 
 def real(maps: list[Tensor]) -> Tensor:
-    """D's least-squares term for real images: sum over scales of mean((D(x) - 1)^2)."""
+    """D's least-squares term for real images: sum over scales of mean((D(x) - 1)^2).
+
+    Args:
+        maps: D's answer at each scale, [N, 1, h, w].
+    Returns:
+        scalar, fp32.
+    Source:
+        paper, equation 5, in the least-squares form (Mao et al., ICCV 2017).
+    """
     return sum((m.float() - 1).square().mean() for m in maps)
 
 
 def fake(maps: list[Tensor]) -> Tensor:
-    """D's least-squares term for generated images: sum over scales of mean(D(x)^2)."""
+    """D's least-squares term for generated images: sum over scales of mean(D(x)^2).
+
+    Args:
+        maps: D's answer at each scale, [N, 1, h, w].
+    Returns:
+        scalar, fp32.
+    Source:
+        paper, equation 5, in the least-squares form.
+    """
     return sum(m.float().square().mean() for m in maps)
 
 
 def gradient_penalty(maps: list[Tensor], images: Tensor) -> Tensor:
-    """R1: sum over scales of mean_n ||grad_x sum(D(x_n))||^2 (Mescheder et al., ICML 2018, equation 9).
+    """R1: sum over scales of mean_n ||grad_x sum(D(x_n))||^2.
 
     Args:
-        maps: D's maps of real images; images: those images [N, 3, H, W], with requires_grad.
+        maps: D's answers to real images at each scale, [N, 1, h, w].
+        images: those images, [N, 3, H, W], with requires_grad.
+    Returns:
+        scalar, fp32, which can be differentiated once more.
+    Source:
+        Mescheder et al., ICML 2018, equation 9.
     """
     penalty = images.new_zeros(())
     for m in maps:
@@ -39,16 +69,21 @@ def gradient_penalty(maps: list[Tensor], images: Tensor) -> Tensor:
 
 
 def label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structure: Tensor) -> Tensor:
-    """The label of generated images for the primary head (paper, section 3.2, equation 6 and its alternatives).
+    """The label of generated images for the primary head.
 
     Args:
         style: soft: mean of the softmaxes of the views; hard: its best class; appearance: the identity whose clothes
-            the image
-            wears; uniform: all classes alike (LSRO); two-label: the soft label restricted to the two identities.
+            the image wears; uniform: all classes alike (LSRO); two-label: the soft label restricted to the two
+            identities.
         teacher_logits: [V, N, K], the teacher on V views (image and mirror).
-        appearance, structure: identities [N] of the two providers.
+        appearance: [N] int64, identities whose clothes the images wear.
+        structure: [N] int64, identities whose bodies the images show.
     Returns:
         probabilities [N, K], fp32, detached.
+    Raises:
+        ValueError: there is no such style.
+    Source:
+        paper, section 3.2, equation 6; the alternatives are those of its ablation.
     """
     probabilities = teacher_logits.detach().float().softmax(-1).mean(0)
     # Comparing builds a one-hot row without looking at its values on the host, as F.one_hot does on a CPU.

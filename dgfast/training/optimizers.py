@@ -12,8 +12,7 @@ from dgfast.models import DGNet, Teacher
 
 
 class Schedule:
-    """All learning rates of an optimiser times 0.1 at each milestone: a pure function of the iteration, so it has no
-    state.
+    """All learning rates of an optimiser times 0.1 at each milestone: a pure function of the iteration, so it has no state.
 
     Args:
         optimizer: its groups' rates at the time of the call are the first rates.
@@ -26,35 +25,64 @@ class Schedule:
         self.first = [group["lr"] for group in optimizer.param_groups]
 
     def set(self, iteration: int) -> None:
-        """Give the optimiser the rates of this iteration; called before its step."""
+        """Give the optimiser the rates of an iteration; called before its step.
+
+        Args:
+            iteration: from 0.
+        """
         factor = 0.1 ** sum(iteration >= milestone for milestone in self.milestones)
         for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
             group["lr"] = rate * factor
 
 
 def generator_optimizer(networks: DGNet, config: OptimConfig) -> Optimizer:
-    """Adam for E_s and G."""
+    """Adam for E_s and G.
+
+    Args:
+        networks: on their device.
+        config: rate, momentum and weight decay.
+    """
     return _adam([*networks.structure.parameters(), *networks.decoder.parameters()], config.generator_lr, config)
 
 
 def discriminator_optimizer(networks: DGNet, config: OptimConfig) -> Optimizer:
-    """Adam for D."""
+    """Adam for D.
+
+    Args:
+        networks: on their device.
+        config: rate, momentum and weight decay.
+    """
     return _adam(networks.discriminator.parameters(), config.discriminator_lr, config)
 
 
 def appearance_optimizer(networks: DGNet, config: OptimConfig) -> Optimizer:
-    """SGD for E_a: the backbone slower than the heads."""
+    """SGD for E_a: the backbone slower than the heads.
+
+    Args:
+        networks: on their device.
+        config: rates and weight decay.
+    """
     return _sgd(networks.appearance, config.backbone_lr, config.head_lr, config.weight_decay)
 
 
 def teacher_optimizer(teacher: Teacher, config: TeacherConfig, weight_decay: float) -> Optimizer:
-    """SGD for the teacher."""
+    """SGD for the teacher: the backbone slower than the head.
+
+    Args:
+        teacher: on its device.
+        config: rates.
+        weight_decay: of all its weights.
+    """
     return _sgd(teacher, config.teacher_backbone_lr, config.teacher_lr, weight_decay)
 
 
 def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """The momenta that `state_dict` gave; rates, decay and the like stay as they are set now: a resumed run may change
-    them."""
+    """Give an optimiser the momenta of a checkpoint; rates, decay and the like stay as they are set now.
+
+    Args:
+        optimizer: as made for this run, whose flags may differ from those of the checkpoint.
+        state: what `state_dict` gave.
+    """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):

@@ -20,7 +20,9 @@ def sample_grid(networks: DGNet, a: Tensor, b: Tensor) -> Tensor:
     """Six rows: a, its reconstruction, a in b's clothes; b, its reconstruction, b in a's clothes.
 
     Args:
-        a, b: images [N, 3, H, W], normalised, on the networks' device.
+        networks: DG-Net; its mode is as before afterwards.
+        a: images [N, 3, H, W], normalised, on the networks' device.
+        b: other images, of the same shape.
     Returns:
         [6 (H + 2) + 2, N (W + 2) + 2, 3] uint8 on the CPU.
     """
@@ -34,7 +36,14 @@ def sample_grid(networks: DGNet, a: Tensor, b: Tensor) -> Tensor:
 
 
 def spread(records: Sequence[Record], number: int) -> list[Record]:
-    """At most `number` records, an even count, of as many identities as there are, evenly over the data set."""
+    """Choose some images, of as many identities as there are, evenly over the data set.
+
+    Args:
+        records: images.
+        number: how many, at most.
+    Returns:
+        an even number of records.
+    """
     of_person: dict[int, list[Record]] = {}
     for record in records:
         of_person.setdefault(record.person, []).append(record)

@@ -15,10 +15,13 @@ SHOWN = ("g/total", "g/image", "g/identity", "g/primary", "d/total", "loss", "ac
 
 
 class StageLog:
-    """Progress and numbers of one stage.
+    """Progress and numbers of one stage, written by the first process alone.
 
     Args:
-        run: run directory; stage: its name in the files; start, total: first iteration and number of them;
+        run: run directory.
+        stage: its name in the files.
+        start: first iteration.
+        total: number of iterations at the end of the stage.
         images_per_iteration: of all processes, for images/s.
     """
 
@@ -32,11 +35,16 @@ class StageLog:
         self.bar = tqdm(initial=start, total=total, desc=stage, unit="it", dynamic_ncols=True, mininterval=0.5)
 
     def tick(self) -> None:
-        """One iteration is done."""
+        """Count one iteration that is done."""
         self.bar.update()
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Numbers of one iteration into both files, the most telling into the bar."""
+        """Write the numbers of one iteration into both files, and the most telling into the bar.
+
+        Args:
+            iteration: from 0.
+            values: losses and the like by name.
+        """
         rate = self.bar.format_dict["rate"] or 0.0
         values = {**values, "images_per_s": rate * self.images}
         self.file.write(json.dumps({"stage": self.stage, "iteration": iteration, **values}) + "\n")
@@ -47,18 +55,28 @@ class StageLog:
         self.bar.set_postfix(shown, refresh=False)
 
     def picture(self, iteration: int, name: str, image) -> None:
-        """A picture [H, W, 3] uint8 into TensorBoard."""
+        """Show a picture in TensorBoard.
+
+        Args:
+            iteration: from 0.
+            name: of the picture.
+            image: [H, W, 3] uint8.
+        """
         self.board.add_image(f"{self.stage}/{name}", image, iteration, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush and close all."""
+        """Write what is still in memory and close the files."""
         self.bar.close()
         self.file.close()
         self.board.close()
 
 
 def say(message: str) -> None:
-    """A line on standard error that does not tear the progress bar."""
+    """Print a line on standard error that does not tear the progress bar.
+
+    Args:
+        message: the line.
+    """
     tqdm.write(message, file=sys.stderr)
 
 

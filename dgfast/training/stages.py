@@ -48,22 +48,39 @@ class Stage(Protocol):
 
     @staticmethod
     def batch_size(config: Config) -> int:
-        """Images of a process and iteration, as the stage's own batch-size flag counts them."""
+        """Images of a process and iteration, as the stage's own batch-size flag counts them.
+
+        Args:
+            config: the run's settings.
+        """
         ...
 
     @staticmethod
     def with_batch_size(config: Config, size: int) -> Config:
-        """The same settings with another `batch_size`."""
+        """The same settings with another `batch_size`.
+
+        Args:
+            config: the run's settings.
+            size: a multiple of `batch_unit`.
+        """
         ...
 
     @staticmethod
     def batch_unit(config: Config) -> int:
-        """Batch sizes are multiples of this."""
+        """Batch sizes are multiples of this.
+
+        Args:
+            config: the run's settings.
+        """
         ...
 
     @staticmethod
     def samples(config: Config) -> int:
-        """Samples of each of the two streams in an iteration and process."""
+        """Samples of each of the two streams in an iteration and process.
+
+        Args:
+            config: the run's settings.
+        """
         ...
 
     @property
@@ -72,7 +89,14 @@ class Stage(Protocol):
         ...
 
     def step(self, batch: PairBatch, iteration: int) -> dict[str, Tensor]:
-        """One iteration; the losses before it, scalars by name."""
+        """Run one iteration.
+
+        Args:
+            batch: both streams.
+            iteration: from 0.
+        Returns:
+            the losses before the update, scalars by name.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,7 +104,11 @@ class Stage(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; anything missing or of another shape raises."""
+        """Take over a state.
+
+        Args:
+            state: what `state_dict` gave; anything missing or of another shape raises.
+        """
         ...
 
 

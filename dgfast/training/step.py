@@ -28,24 +28,29 @@ Output = TypeVar("Output", bound=tuple[Tensor, ...])
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the objective at one iteration; those that grow from 0 have been grown."""
+    """Weights of the objective at one iteration; those that grow from 0 have been grown. LossConfig explains them."""
 
-    image: float
-    positive: float
-    appearance_code: float
-    structure_code: float
-    cycle: float
-    identity: float
-    positive_identity: float
-    generated_identity: float
-    adversarial: float
-    teacher: float
-    fine: float
-    r1: float
+    image: float  # own codes (equation 1)
+    positive: float  # another image of the identity (equation 2)
+    appearance_code: float  # equation 4
+    structure_code: float  # equation 4
+    cycle: float  # both reconstructed codes
+    identity: float  # real images (equation 7)
+    positive_identity: float  # their positives
+    generated_identity: float  # generated images (equation 3)
+    adversarial: float  # D's judgement (equation 5)
+    teacher: float  # primary and fine-grained learning (equations 6 and 8)
+    fine: float  # share of the fine-grained head
+    r1: float  # penalty on D's gradient
 
 
 def weights_at(config: LossConfig, iteration: int) -> Weights:
-    """The weights of an iteration (counted from 0): four of them grow from 0 once the warm-up starts."""
+    """The weights of an iteration: four of them grow from 0 once the warm-up starts.
+
+    Args:
+        config: final weights and warm-up.
+        iteration: from 0.
+    """
     grown = max(0, iteration + 1 - config.warmup_start) * config.warmup_rate
     return Weights(
         image=config.image_weight,
@@ -77,16 +82,25 @@ class Stream(NamedTuple):
 class Translation(NamedTuple):
     """Codes and generated images of both streams."""
 
-    a: Stream
-    b: Stream
+    a: Stream  # of the first stream
+    b: Stream  # of the second
 
 
 def translate(networks: DGNet, batch: PairBatch, joint_statistics: bool = False) -> Translation:
     """Encode both streams and decode the six images of section 3.1: two swaps, four reconstructions.
 
     The appearance codes come from the clean images and carry no gradient. Norms in E_s and G are per sample, so images
-    that meet the same network go through it as one batch, and the decoder does for one body what does not depend on its
-    clothes once; for E_a, which has BatchNorm, see `each`.
+    that meet the same network go through it as one batch, and the decoder does once for a body what does not depend on
+    its clothes. For E_a, which has BatchNorm, see `each`.
+
+    Args:
+        networks: DG-Net, in training mode.
+        batch: both streams.
+        joint_statistics: whether BatchNorm sees both streams together; see `each`.
+    Returns:
+        codes and images, with their graph but for the appearance codes.
+    Source:
+        paper, section 3.1.
     """
     s = networks.structure(grey(torch.cat([batch.a.image, batch.b.image])))
     s_a, s_b = s.chunk(2)
@@ -104,11 +118,17 @@ def translate(networks: DGNet, batch: PairBatch, joint_statistics: bool = False)
 
 
 def discriminator_losses(networks: DGNet, batch: PairBatch, made: Translation, weights: Weights) -> Losses:
-    """The losses of D (section 3.1, equation 5): least squares over all scales and the penalty on the gradient at real
-    images.
+    """The losses of D: least squares over all scales, and the penalty on its gradient at real images.
 
+    Args:
+        networks: DG-Net; D learns.
+        batch: both streams.
+        made: what `translate` made of it; the images are detached here.
+        weights: of this iteration.
     Returns:
-        scalars: real, fake, r1 (before its weight), total. Both streams summed.
+        scalars: real, fake, r1 (before its weight), total; both streams summed.
+    Source:
+        paper, section 3.1, equation 5.
     """
     images = torch.cat([batch.a.image, batch.b.image]).requires_grad_()
     real_maps = networks.discriminator(images)
@@ -136,20 +156,22 @@ def generator_losses(
     """The losses of E_s, G and E_a.
 
     Args:
-        networks, batch, made, weights: as `translate` took and gave them.
+        networks: DG-Net.
         teacher: the frozen baseline that gives soft labels.
-        structure_learns: how generated images meet E_s: True: they are detached and E_s learns; False: E_s is frozen
-            and the
-            gradient reaches the images. Drawn with probability 0.5 by the caller.
+        batch: both streams.
+        made: what `translate` made of it.
+        weights: of this iteration.
+        structure_learns: how generated images meet E_s. True: they are detached and E_s learns. False: E_s is frozen
+            and the gradient reaches the images. The caller draws it with probability 0.5.
         label_style: label of generated images for the primary head.
-        appearance_code_gradient: False: codes are detached wherever E_a makes them (reference); True: the
-            reconstruction of the
-            appearance code reaches the generator (paper, equation 2).
-        batch_statistics: the frozen views and the teacher normalise by the batch (True) or by running statistics
-            (False).
+        appearance_code_gradient: False: codes are detached wherever E_a makes them (reference). True: the
+            reconstruction of the appearance code reaches the generator (paper, equation 2).
+        batch_statistics: whether the frozen views and the teacher normalise by the batch or by running statistics.
         joint_statistics: whether BatchNorm sees both streams together; see `each`.
     Returns:
         scalars, each before its weight and summed over both streams, and their weighted "total".
+    Source:
+        paper, section 3; the weighted sum is equation 13.
     """
     a, b = made
     x_ba, x_ab = a.swapped, b.swapped
@@ -250,7 +272,16 @@ def generator_losses(
 def teach(
     teacher: nn.Module, streams: Sequence[Tensor], batch_statistics: bool, joint_statistics: bool = False
 ) -> list[Tensor]:
-    """The teacher's logits on images [N, 3, H, W] and on their mirrors -> [2, N, K] for each stream."""
+    """Ask the teacher about images and their mirrors.
+
+    Args:
+        teacher: the frozen baseline.
+        streams: images [N, 3, H, W] of each stream.
+        batch_statistics: whether it normalises by the batch or by running statistics.
+        joint_statistics: whether BatchNorm sees the streams together; see `each`.
+    Returns:
+        logits [2, N, K] for each stream: image, mirror.
+    """
     view = frozen(teacher, batch_statistics)
     views = each(view, (*streams, *(x.flip(3) for x in streams)), joint_statistics)
     logits = [out.logits for out in views]
@@ -260,8 +291,15 @@ def teach(
 def each(network: Callable[[Tensor], Output], streams: Sequence[Tensor], joint: bool) -> list[Output]:
     """The network's output for each stream of images.
 
-    One by one, as the reference does, BatchNorm normalises each stream by its own statistics; joint, all streams pass
-    as one batch and share theirs. Without BatchNorm in training mode the two are equal.
+    One by one, as the reference does, BatchNorm normalises each stream by its own statistics. Joint, all streams pass as
+    one batch and share theirs. Without BatchNorm in training mode the two are equal.
+
+    Args:
+        network: images [N, 3, H, W] -> a NamedTuple of tensors whose first size is N.
+        streams: images of the same shape.
+        joint: whether they pass as one batch.
+    Returns:
+        an output for each stream.
     """
     if not joint:
         return [network(x) for x in streams]

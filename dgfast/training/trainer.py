@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dgfast.config import Config
-from dgfast.data.loaders.choose import choose_loader, evaluation_batches, pair_loader
-from dgfast.data.batches import PairLoader
+from dgfast.data.loaders import PairLoader, choose_loader, evaluation_batches, pair_loader
 from dgfast.data.pairs import PairSampler
 from dgfast.data.records import ReidData
 from dgfast.errors import UserError
@@ -33,8 +32,11 @@ class Trainer:
     """One run.
 
     Args:
-        config: everything that decides the result. data: with a training split. run: the run directory, made before.
-        workers: the processes. cache: torch's hub folder, where ImageNet weights are looked for.
+        config: everything that decides the result.
+        data: with a training split.
+        run: the run directory, made before anything is written.
+        workers: the processes.
+        cache: torch's hub folder, where ImageNet weights are looked for.
     Raises:
         UserError: too few identities, sizes that do not fit together, a teacher or backbone file that does not serve, a
             loader that does not work.
@@ -65,13 +67,14 @@ class Trainer:
             self._load_backbone(self.networks.appearance.backbone)
 
     def train(self) -> tuple[DGNet, Teacher]:
-        """Both stages; goes on where the run directory's checkpoints end. Writes teacher.safetensors and
-        model.safetensors.
+        """Run both stages, from where the run directory's checkpoints end; write the teacher's and the model's file.
 
         Returns:
             the trained networks and the teacher, on this process's device, in eval mode.
         Raises:
-            Diverged, Interrupted, UserError: see training/loop.py.
+            Diverged: see `loop.run_stage`; so for the next two.
+            Interrupted: stopped by a signal, after saving.
+            UserError: a checkpoint that does not fit.
         """
         teacher = self._train_teacher()
         if self.config.teaching.start_from_teacher:
@@ -92,8 +95,11 @@ class Trainer:
         return TeacherStage(teacher, self.config, self.workers, self.precision)
 
     def dgnet_stage(self, teacher: Teacher) -> DGNetStage:
-        """DG-Net's stage before its first iteration, on this process's device, taught by the teacher of
-        `teacher_stage`."""
+        """DG-Net's stage before its first iteration, on this process's device.
+
+        Args:
+            teacher: that of `teacher_stage`, trained.
+        """
         networks = self._place(self.networks)
         if self.config.run.checkpoint_activations:
             networks.structure.recompute = networks.decoder.recompute = True
@@ -167,7 +173,13 @@ class Trainer:
                 module.compile(mode=self.config.run.compile)
 
     def loader(self, batch: int) -> Callable[[int], PairLoader]:
-        """Iteration to start from -> loader, for `batch` samples per stream."""
+        """Make the function that makes loaders of this process's training batches.
+
+        Args:
+            batch: samples per stream.
+        Returns:
+            first iteration -> loader.
+        """
         data, run = self.config.data, self.config.run
         sampler = PairSampler(
             [self.data.class_of[r.person] for r in self.data.train],

@@ -1,45 +1,44 @@
 """The normalising kernels in Triton's interpreter; tests/test_adain.py runs this file with TRITON_INTERPRET=1."""
 
 import functools
-import importlib
 from collections import Counter
 
 import pytest
 import torch
-from dgfast.kernels import adain, layer_norm
+from dgfast.kernels import _normalise, adain, fallbacks, layer_norm
+from dgfast.kernels._tuning import Tiling
+from dgfast.kernels.adaptive_norm import adain_eager
+from dgfast.kernels.layer_norm import layer_norm_eager
 
 from dgfast.models import decoder, layers, structure
 
-fused = importlib.import_module("dgfast.kernels.adain")
-Tiling = fused.Tiling
-
-# Of the reference's largest value, for outputs and gradients. With a mean of 50 deviations one rounding of that mean is
-# 2e-6 of every normalised value, and gradients sum over them (eager fp32: up to 1e-4). The interpreter truncates where
-# a GPU rounds.
+# Largest error of outputs and of gradients, as a share of the reference's largest value. In fp32 it is set by the inputs'
+# mean, 50 deviations from 0: one rounding of that mean is 2e-6 of every normalised value, and gradients sum over them
+# (eager fp32 reaches 1e-4). In 16 bits it is the output's rounding, and the interpreter truncates where a GPU rounds.
 TOLERANCE = {torch.float32: (2e-5, 1e-4), torch.float16: (2e-3, 2e-3), torch.bfloat16: (1.6e-2, 1.6e-2)}
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 PLANE = Tiling(32, 16, 4, 0)
 SPLIT = Tiling(16, 16, 4, 32)
-
-
-@pytest.fixture(autouse=True)
-def _poison():
-    """torch.empty gives NaN: a value that no kernel writes, or that one reads before writing, shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+LARGE, LARGE_SPLIT = Tiling(512, 32, 4, 0), Tiling(512, 16, 4, 1024)  # few programs: quick in the interpreter
 
 
 @pytest.fixture
 def launches(monkeypatch):
-    names, launch = [], fused._launch
+    """Names of the kernels that were launched."""
+    names, launch = [], _normalise.launch
 
     def counting(kernel, *args, **constants):
         names.append(kernel.__name__)
         launch(kernel, *args, **constants)
 
-    monkeypatch.setattr(fused, "_launch", counting)
+    monkeypatch.setattr(_normalise, "launch", counting)
     return names
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """A function that has all further launches use one tiling."""
+    return lambda tiling: monkeypatch.setattr(_normalise, "tilings", lambda *_: [tiling])
 
 
 def random(*shape, dtype=FP32, seed=0):
@@ -78,19 +77,20 @@ def check(found, expected, dtype, what):
         ((1, 8, 67, 61), BF16, Tiling(512, 8, 4, 1024), 1, True, True, 0.2),
     ],
 )
-def test_adain_against_fp64(shape, dtype, tiling, pad, injected, residual, slope):
+def test_adain_against_fp64(cut, shape, dtype, tiling, pad, injected, residual, slope):
+    cut(tiling)
     n, c = shape[:2]
     x = (random(*shape) * 0.1 + 5).to(dtype)  # an offset that E[x^2] - E[x]^2 would not survive
     scale, bias = (random(n, c, dtype=dtype, seed=1), random(n, c, dtype=dtype, seed=2)) if injected else (None, None)
     added = random(*shape, dtype=dtype, seed=3) if residual else None
     exact = [None if t is None else t.double().requires_grad_() for t in (x, scale, bias, added)]
-    expected = fused._adain_eager(*exact, 1e-5, slope, pad)
+    expected = adain_eager(*exact, 1e-5, slope, pad)
     upstream = random(*expected.shape, dtype=dtype, seed=4)
     expected.backward(upstream.double())
 
-    out, mean, rstd = fused._forward(x, scale, bias, added, 1e-5, slope, pad, False, tiling)
+    out, mean, rstd = _normalise.forward(x, scale, bias, added, 1e-5, slope, pad, False)
     folded = dtype if residual and pad else None
-    found = fused._backward(upstream, x, scale, bias, mean, rstd, folded, 1e-5, slope, pad, False, tiling)
+    found = _normalise.backward(upstream, x, scale, bias, mean, rstd, folded, 1e-5, slope, pad, False)
 
     assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
     check(out, expected, dtype, "output")
@@ -110,15 +110,16 @@ def test_adain_against_fp64(shape, dtype, tiling, pad, injected, residual, slope
         ((1, 8, 67, 61), FP32, Tiling(512, 8, 4, 1024), 1, 0.2),
     ],
 )
-def test_layer_norm_against_fp64(shape, dtype, tiling, pad, slope):
+def test_layer_norm_against_fp64(cut, shape, dtype, tiling, pad, slope):
+    cut(tiling)
     x = (random(*shape) * 0.1 + 5).to(dtype)
     gamma, beta = random(shape[1], seed=1), random(shape[1], seed=2)
     exact = [t.double().requires_grad_() for t in (x, gamma, beta)]
-    expected = fused._layer_norm_eager(*exact, 1e-5, slope, pad)
+    expected = layer_norm_eager(*exact, 1e-5, slope, pad)
     upstream = random(*expected.shape, dtype=dtype, seed=4)
     expected.backward(upstream.double())
-    out, mean, rstd = fused._forward(x, gamma, beta, None, 1e-5, slope, pad, True, tiling)
-    found = fused._backward(upstream, x, gamma, beta, mean, rstd, None, 1e-5, slope, pad, True, tiling)
+    out, mean, rstd = _normalise.forward(x, gamma, beta, None, 1e-5, slope, pad, True)
+    found = _normalise.backward(upstream, x, gamma, beta, mean, rstd, None, 1e-5, slope, pad, True)
     check(out, expected, dtype, "output")
     for name, gradient, reference in zip(("x", "gamma", "beta"), found, exact, strict=False):
         check(gradient, reference.grad, dtype, name)
@@ -145,12 +146,10 @@ def test_views_are_read_in_place_and_other_layouts_converted():
 
     def run(x, added, upstream):
         x, added = x.detach().requires_grad_(), added.detach().requires_grad_()
-        before = fused.fallbacks()
+        before = Counter(fallbacks())
         out = adain(x, slope=0.2, residual=added, pad=1, impl="triton")
         out.backward(upstream)
-        return (out, x.grad, added.grad), {
-            k: v - before.get(k, 0) for k, v in fused.fallbacks().items() if v > before.get(k, 0)
-        }
+        return (out, x.grad, added.grad), Counter(fallbacks()) - before
 
     expected, counted = run(x, added, upstream)
     assert not counted
@@ -166,9 +165,8 @@ def test_views_are_read_in_place_and_other_layouts_converted():
     }
 
 
-def test_launches(launches):
-    """One each way where a program holds a plane, two where the reduction is split; the residual's gradient comes for
-    free."""
+def test_launches(launches, cut):
+    """One launch each way where a program holds a plane, two where the reduction is split, none for the residual."""
     x = random(2, 16, 6, 5).requires_grad_()
     added = random(2, 16, 6, 5, seed=1).requires_grad_()
     scale, bias = random(2, 16, seed=2).requires_grad_(), random(2, 16, seed=3).requires_grad_()
@@ -176,29 +174,34 @@ def test_launches(launches):
         (PLANE, ["_plane_forward"], ["_plane_backward"]),
         (SPLIT, ["_split_statistics", "_split_forward"], ["_split_sums", "_split_backward"]),
     ):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fused, "tilings", lambda *_, tiling=tiling: [tiling])
-            out = adain(x, scale, bias, slope=0.2, residual=added, pad=1, impl="triton")
-            assert launches == forward
-            launches.clear()
-            out.backward(out.detach())
-            assert launches == backward
-            launches.clear()
+        cut(tiling)
+        out = adain(x, scale, bias, slope=0.2, residual=added, pad=1, impl="triton")
+        assert launches == forward
+        launches.clear()
+        out.backward(out.detach())
+        assert launches == backward
+        launches.clear()
     out = layer_norm(x, scale[0], bias[0], slope=0.2, impl="triton")
     out.backward(out.detach())
     assert launches == ["_split_statistics", "_split_forward", "_split_sums", "_split_backward"]
 
 
-def choose(patch, impl):
-    """The implementation that the networks take."""
-    for module in (layers, structure, decoder):
-        patch.setattr(module, "adain", functools.partial(adain, impl=impl))
-    patch.setattr(decoder, "layer_norm", functools.partial(layer_norm, impl=impl))
-    patch.setattr(fused, "tilings", lambda *_: [SPLIT if _[-1] else PLANE])  # the last argument: per sample
+@pytest.fixture
+def take_kernels(monkeypatch):
+    """A function that has the networks take the kernels from then on."""
+
+    def take():
+        for module in (layers, structure, decoder):
+            monkeypatch.setattr(module, "adain", functools.partial(adain, impl="triton"))
+        monkeypatch.setattr(decoder, "layer_norm", functools.partial(layer_norm, impl="triton"))
+        # The last argument of `tilings` tells whether the statistics are those of a sample.
+        monkeypatch.setattr(_normalise, "tilings", lambda *args: [LARGE_SPLIT if args[-1] else LARGE])
+
+    return take
 
 
-def test_launches_of_a_residual_block(launches, monkeypatch):
-    choose(monkeypatch, "triton")
+def test_launches_of_a_residual_block(launches, take_kernels):
+    take_kernels()
     for block, inputs in (
         (decoder.InjectedBlock(16, 8, 4), (random(2, 16, 8, 7), random(2, 8, seed=1), 1)),
         (layers.InstanceNormBlock(16), (random(2, 16, 8, 7), 1)),
@@ -208,7 +211,7 @@ def test_launches_of_a_residual_block(launches, monkeypatch):
         assert launches == ["_plane_forward"] * 2 + ["_plane_backward"] * 2
 
 
-def test_the_networks_take_the_kernels(launches, monkeypatch):
+def test_the_networks_take_the_kernels(launches, take_kernels):
     """All that E_s and G do between convolutions is in these launches; the image is the eager one."""
     torch.manual_seed(0)
     encode = structure.StructureEncoder(width=4, blocks=1)
@@ -219,7 +222,7 @@ def test_the_networks_take_the_kernels(launches, monkeypatch):
             return decode(encode(random(1, 1, 48, 44)), random(1, 8, seed=1))
 
     expected = image()
-    choose(monkeypatch, "triton")
+    take_kernels()
     check(image(), expected.double(), FP32, "output")
     # Stem 4, its block 2, context 8, G's block 2; G's two layer norms are split.
     assert Counter(launches) == {"_plane_forward": 16, "_split_statistics": 2, "_split_forward": 2}
@@ -233,12 +236,13 @@ def test_only_wanted_gradients(launches):
     assert not launches and torch.equal(added.grad, 2 * out.detach())
 
 
-def test_same_bits_twice():
+def test_same_bits_twice(cut):
+    cut(SPLIT)
     x, gamma, beta = random(2, 16, 12, 10), random(16, seed=1), random(16, seed=2)
 
     def run():
-        out, mean, rstd = fused._forward(x, gamma, beta, None, 1e-5, 0.2, 1, True, SPLIT)
-        return out, *fused._backward(out, x, gamma, beta, mean, rstd, None, 1e-5, 0.2, 1, True, SPLIT)
+        out, mean, rstd = _normalise.forward(x, gamma, beta, None, 1e-5, 0.2, 1, True)
+        return out, *_normalise.backward(out, x, gamma, beta, mean, rstd, None, 1e-5, 0.2, 1, True)
 
     assert all(map(torch.equal, run(), run()))
 

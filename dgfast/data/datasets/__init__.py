@@ -1,7 +1,6 @@
-"""Data sets on disk: how each kind is laid out (layouts), which of its images can be decoded (check), both together
-(load)."""
+"""Data sets on disk: how each kind is laid out (`layouts`), which images can be decoded (`check`), and both (`load`)."""
 
-from .check import Index, check_images, default_cache_dir
+from .check import default_cache_dir
 from .load import load_reid
 
-__all__ = ["Index", "check_images", "default_cache_dir", "load_reid"]
+__all__ = ["default_cache_dir", "load_reid"]

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,71 +15,72 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dgfast.data.loaders.image import UnreadableImage, read_image
+from dgfast.files import write_text
 
 _log = logging.getLogger("dgfast")
 
-_FORMAT = 2  # of the cache file; another number means: check again
+_FORMAT = 2  # of the cache file; a file of another format is ignored, so that all images are checked again
 _NAMED = 5  # bad files that the warning names
 
 
 @dataclass(frozen=True)
-class Index:
-    """What was found. `bad` maps each unreadable file to the reason; `checked` files had to be opened this time.
+class CheckedImages:
+    """What was found."""
 
-    `smallest` and `largest` are the least and greatest (height, width) among the sound images, by area; None without
-    any.
-    """
-
-    count: int
-    checked: int
     bad: dict[Path, str]
+    """The files that cannot be decoded, with the reason."""
     smallest: tuple[int, int] | None
+    """(height, width) of the sound image with the smallest area; None: there is no sound image."""
     largest: tuple[int, int] | None
+    """(height, width) of the sound image with the largest area; None: there is no sound image."""
 
 
 def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """`$XDG_CACHE_HOME/dgfast`, or `~/.cache/dgfast`."""
+    """Where dgfast keeps what it can make again.
+
+    Args:
+        environment: variables of the process.
+    Returns:
+        `$XDG_CACHE_HOME/dgfast`, or `~/.cache/dgfast`.
+    """
     base = environment.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "dgfast"
 
 
-def check_images(
-    paths: Iterable[Path],
-    cache_dir: Path,
-    *,
-    root: Path | None = None,
-    workers: int | None = None,
-    progress: bool = True,
-) -> Index:
-    """Decodes every image that has not been decoded before, and logs one warning line if some cannot be.
+def check_images(paths: Iterable[Path], root: Path, cache_dir: Path, *, progress: bool = True) -> CheckedImages:
+    """Decode every image that has not been decoded before, and log one warning line if some cannot be.
 
-    A file counts as decoded before when its path, size and modification time are those of the cache, so a change to one
-    file costs one decode. The cache is one JSON file per `root` in `cache_dir`, replaced in one step.
+    A file counts as decoded before if its path, size and modification time are those in the cache, so a change to one
+    file costs one decode. The cache is one JSON file per `root`.
 
     Args:
         paths: the images; a file that does not exist is a bad one.
-        cache_dir: created if need be; when it cannot be written the check still works, with a warning.
-        root: the data set's folder; None: the folder that all images have in common.
-        workers: decoding threads (Pillow decodes outside the interpreter lock); None: one per core.
+        root: the data set's folder.
+        cache_dir: where the cache is kept; made if need be. If it cannot be written the check still works, with a
+            warning.
         progress: show a bar on stderr while decoding.
+    Returns:
+        the bad files and the range of sizes.
     """
-    absolute = {path: os.path.abspath(path) for path in paths}
-    if not absolute:
-        return Index(0, 0, {}, None, None)
-    base = os.path.abspath(root or os.path.commonpath([os.path.dirname(path) for path in absolute.values()]))
-    names = {path: os.path.relpath(where, base) for path, where in absolute.items()}
+    base = os.path.abspath(root)
+    names = {path: os.path.relpath(path, base) for path in paths}
     cache_file = cache_dir / f"index-{hashlib.sha256(os.fsencode(base)).hexdigest()[:20]}.json"
 
     known = _load(cache_file, base)
     stamps = {path: _stamp(path) for path in names}
-    # An entry is [fingerprint, height, width] of a sound image or [fingerprint, reason] of a bad one.
+    # An entry is [stamp, height, width] of a sound image or [stamp, reason] of a bad one.
     todo = [path for path, name in names.items() if known.get(name, [None])[0] != stamps[path]]
     if todo:
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        # Pillow decodes outside the interpreter lock, so threads suffice.
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             results = tqdm(pool.map(_check, todo), "checking images", len(todo), disable=not progress, leave=False)
             for path, result in zip(todo, results, strict=True):
                 known[names[path]] = [stamps[path], *result]
-        _save(cache_file, base, known)
+        try:
+            write_text(json.dumps({"format": _FORMAT, "root": base, "files": known}), cache_file)
+        except OSError as error:
+            kept = f"which images of {base} can be decoded cannot be kept in {cache_file}"
+            _log.warning("%s (%s): they will be checked again", kept, error)
 
     bad: dict[Path, str] = {}
     sizes = set()
@@ -96,7 +96,7 @@ def check_images(
         counts = f"{len(bad)} of {len(names)} images cannot be read and are left out"
         _log.warning("%s: %s: %s%s", base, counts, named, more)
     by_area = sorted(sizes, key=lambda size: size[0] * size[1])
-    return Index(len(names), len(todo), bad, by_area[0] if by_area else None, by_area[-1] if by_area else None)
+    return CheckedImages(bad, by_area[0] if by_area else None, by_area[-1] if by_area else None)
 
 
 def _check(path: Path) -> tuple[int, int] | tuple[str]:
@@ -109,7 +109,7 @@ def _check(path: Path) -> tuple[int, int] | tuple[str]:
 
 
 def _stamp(path: Path) -> str:
-    """Fingerprint of a file's state without reading it: size in bytes and modification time."""
+    """What tells whether a file has changed, without reading it: its size in bytes and its modification time."""
     try:
         status = path.stat()
     except OSError as error:
@@ -123,19 +123,5 @@ def _load(cache_file: Path, root: str) -> dict[str, list]:
         if content["format"] == _FORMAT and content["root"] == root and isinstance(content["files"], dict):
             return content["files"]
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # no cache, or one that something else has damaged: check again
+        pass  # there is no cache, or something else has damaged it: all images are checked again
     return {}
-
-
-def _save(cache_file: Path, root: str, files: dict[str, list]) -> None:
-    temporary = None
-    try:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache_file.parent, suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            json.dump({"format": _FORMAT, "root": root, "files": files}, file)
-        os.replace(temporary, cache_file)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        _log.warning("the index of %s cannot be kept in %s (%s): images will be checked again", root, cache_file, error)

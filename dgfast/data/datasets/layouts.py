@@ -1,8 +1,9 @@
-"""Where the images of each published data set lie and what their names say: one reader per layout; none opens an image.
+"""Where the images of each kind of data set lie and what their names say. No image is opened here.
 
-Identity numbers: Market-like names start at 1, 0 being a distractor and -1 junk. MSMT17 and plain folders number their
-persons from 0, so there every number is shifted by one: 0 would otherwise be taken for a distractor. MSMT17 numbers its
-training and test persons independently, so the same number in both is not the same person.
+Market-like names number identities from 1; 0 is a distractor and -1 junk. MSMT17 and plain folders number them from 0,
+so there every number is raised by one: otherwise 0 would be taken for a distractor.
+
+MSMT17 numbers its training and test persons independently: the same number in both is not the same person.
 """
 
 import os
@@ -11,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
+from dgfast.config import DatasetName, Variant
 from dgfast.data.records import DISTRACTOR, JUNK, Record
 from dgfast.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 # Market-1501: 0002_c1s1_000451_03.jpg, -1_c3s2_...; DukeMTMC-reID: 0001_c2_f0046182.jpg; CUHK03-NP: 0003_c1_21.png
 _MARKET_NAME = re.compile(r"(-?\d+)_c(\d+)")
@@ -33,8 +36,8 @@ _MSMT_IMAGES = {"train": ("train", "mask_train_v2"), "query": _MSMT_TEST_IMAGES,
 _FOLDER_SPLITS = ("train", "query", "gallery")
 _PREPARED_FOLDERS = {"train": "train_all", "query": "query", "gallery": "gallery"}
 
-# Folders that the published archives unpack to: the root may be this folder or the one around it.
-_WRAPPERS = {
+# Folders that the published archives unpack to. The root may be this folder or the one around it.
+_WRAPPERS: dict[DatasetName, tuple[str, ...]] = {
     "market1501": ("Market-1501-v15.09.15", "Market-1501", "market1501"),
     "dukemtmc": ("DukeMTMC-reID", "dukemtmc-reid"),
     "msmt17": ("MSMT17_V1", "MSMT17_V2", "MSMT17"),
@@ -46,18 +49,24 @@ _WRAPPERS = {
 
 @dataclass
 class Layout:
-    """What a reader found: the folder that it read, records by split, and notes for people on what it left out."""
+    """What a reader found."""
 
     root: Path
+    """The folder that it read."""
     records: dict[str, list[Record]] = field(default_factory=dict)
+    """Split -> its records."""
     notes: list[str] = field(default_factory=list)
+    """What it left out, a line each, for people."""
 
 
-def detect(root: Path) -> tuple[str, Path]:
-    """The kind of a data set and the folder that it lies in, `root` or one inside.
+def detect(root: Path) -> tuple[DatasetName, Path]:
+    """What kind of data set a folder holds, by the folders and lists in it and, where two kinds have the same, by the
+    name of an image.
 
-    Folders and lists tell; where those of two kinds agree, a file name does.
-
+    Args:
+        root: the folder of the data set, or the one around it.
+    Returns:
+        the kind, and the folder that the data set lies in.
     Raises:
         UserError: nothing known lies there, or several data sets do.
     """
@@ -65,16 +74,15 @@ def detect(root: Path) -> tuple[str, Path]:
     here = _kind_of(root)
     if here:
         return here, root
-    inside: dict[str, Path] = {}
-    for kind, wrappers in _WRAPPERS.items():
+    inside: dict[DatasetName, tuple[DatasetName, Path]] = {}  # by the name of the folder, which the content may belie
+    for named, wrappers in _WRAPPERS.items():
         for wrapper in wrappers:
-            if (root / wrapper).is_dir() and _kind_of(root / wrapper):
-                inside.setdefault(kind, root / wrapper)
+            if (root / wrapper).is_dir() and (kind := _kind_of(root / wrapper)):
+                inside.setdefault(named, (kind, root / wrapper))
     if len(inside) == 1:
-        folder = next(iter(inside.values()))
-        return _kind_of(folder), folder
+        return next(iter(inside.values()))
     if inside:
-        names = _some(folder.name for folder in inside.values())
+        names = _some(folder.name for _, folder in inside.values())
         raise UserError(f"{root}: found several data sets in it, {names}; expected one; pass the folder of one of them")
     if _identity_folders(root):
         return "folder", root
@@ -84,28 +92,37 @@ def detect(root: Path) -> tuple[str, Path]:
     )
 
 
-def read(kind: str, root: Path, splits: Collection[str], variant: str) -> Layout:
-    """The records of `splits`, and of "multi_query" where there is one and "query" is asked for, in the names' order.
+def read(kind: DatasetName, root: Path, splits: Collection[str], variant: Variant) -> Layout:
+    """The records of a data set, each split in the order of the files' names (MSMT17: of its lists).
 
+    Args:
+        kind: any but "auto".
+        root: the folder of the data set, or the one around it.
+        splits: some of "train", "query" and "gallery".
+        variant: boxes of CUHK03-NP; other data sets have one variant.
+    Returns:
+        the records of `splits`, and of "multi_query" if the data set has one and "query" is asked for.
     Raises:
         UserError: a folder, list or file is missing, or a name does not say its camera.
     """
     _require_folder(root, f"the folder of a {kind} data set")
-    return READERS[kind](root, splits, variant)
+    return _READERS[kind](root, splits, variant)
 
 
-def _read_market(root: Path, splits: Collection[str], variant: str) -> Layout:
+def _read_market(root: Path, splits: Collection[str], variant: Variant) -> Layout:
     return _read_market_folders(_unwrap(root, "market1501", _MARKET_FOLDERS.values()), splits)
 
 
-def _read_duke(root: Path, splits: Collection[str], variant: str) -> Layout:
+def _read_duke(root: Path, splits: Collection[str], variant: Variant) -> Layout:
     return _read_market_folders(_unwrap(root, "dukemtmc", _MARKET_FOLDERS.values()), splits)
 
 
-def _read_cuhk(root: Path, splits: Collection[str], variant: str) -> Layout:
-    if variant not in ("labeled", "detected"):
-        raise UserError(f"variant {variant!r}; expected 'labeled' or 'detected' (CUHK03-NP); pass one of them")
-    base = _unwrap(root, "cuhk03np", ("labeled", "detected", *_MARKET_FOLDERS.values()))
+def _read_cuhk(root: Path, splits: Collection[str], variant: Variant) -> Layout:
+    variants = get_args(Variant)
+    if variant not in variants:
+        expected = " or ".join(map(repr, variants))
+        raise UserError(f"variant {variant!r}; expected {expected} (CUHK03-NP); pass one of them")
+    base = _unwrap(root, "cuhk03np", (*variants, *_MARKET_FOLDERS.values()))
     if not any((base / folder).is_dir() for folder in _MARKET_FOLDERS.values()):
         base = base / variant
     _require_folder(base, f"the {variant} boxes of CUHK03-NP")
@@ -124,7 +141,7 @@ def _read_market_folders(base: Path, splits: Collection[str]) -> Layout:
     return layout
 
 
-def _read_msmt(root: Path, splits: Collection[str], variant: str) -> Layout:
+def _read_msmt(root: Path, splits: Collection[str], variant: Variant) -> Layout:
     base = _unwrap(root, "msmt17", [name for lists in _MSMT_LISTS.values() for name in lists])
     layout = Layout(base)
     for split in splits:
@@ -136,7 +153,8 @@ def _read_msmt(root: Path, splits: Collection[str], variant: str) -> Layout:
 
 
 def _msmt_list(list_file: Path, folder: Path) -> list[Record]:
-    """Lines of `0000/0000_000_01_0303morning_0008_0.jpg 0`: path in `folder`, its third field the camera; person."""
+    """The records of lines like `0000/0000_000_01_0303morning_0008_0.jpg 0`: a path in `folder`, whose third field is
+    the camera, and the person."""
     if not list_file.is_file():
         raise UserError(
             f"{list_file} is missing; found {_found(list_file.parent)}; expected all lists of MSMT17; unpack them all"
@@ -164,7 +182,7 @@ def _msmt_list(list_file: Path, folder: Path) -> list[Record]:
     return records
 
 
-def _read_prepared(root: Path, splits: Collection[str], variant: str) -> Layout:
+def _read_prepared(root: Path, splits: Collection[str], variant: Variant) -> Layout:
     base = _unwrap(root, "prepared", ("train_all", "train", "query", "gallery"))
     layout = Layout(base)
     for split in splits:
@@ -200,13 +218,13 @@ def _prepared_split(folder: Path) -> list[Record]:
     return records
 
 
-def _read_folder(root: Path, splits: Collection[str], variant: str) -> Layout:
+def _read_folder(root: Path, splits: Collection[str], variant: Variant) -> Layout:
     layout = Layout(root)
     present = {split: root / split for split in _FOLDER_SPLITS if _identity_folders(root / split)}
     if not present:
         present = {"train": root}
     if "train" in splits and "train" in present and not {"query", "gallery"} & present.keys():
-        # Enough to train on. Whoever asks for query and gallery alone still gets an error below.
+        # Training images alone suffice to train. If query and gallery alone are asked for, their absence is an error.
         if len(splits) > 1:
             layout.notes.append("no query and no gallery: the model can be trained but not evaluated on this folder")
         splits = ["train"]
@@ -231,13 +249,14 @@ def _read_folder(root: Path, splits: Collection[str], variant: str) -> Layout:
 
 
 def _folder_persons(names: set[str]) -> dict[str, int]:
-    """Folder name -> person: number plus one if all are different numbers (-1 stays junk), else 1, 2, ... by name."""
+    """Folder name -> person: the number plus one if all names are different numbers (-1 stays junk), else 1, 2, ... in
+    the order of the names."""
     if all(re.fullmatch(r"-1|\d+", name) for name in names) and len({int(name) for name in names}) == len(names):
         return {name: int(name) + 1 if int(name) >= 0 else JUNK for name in names}
     return {name: place for place, name in enumerate(sorted(names), start=1)}
 
 
-READERS: dict[str, Callable[[Path, Collection[str], str], Layout]] = {
+_READERS: dict[DatasetName, Callable[[Path, Collection[str], Variant], Layout]] = {
     "market1501": _read_market,
     "dukemtmc": _read_duke,
     "msmt17": _read_msmt,
@@ -247,8 +266,8 @@ READERS: dict[str, Callable[[Path, Collection[str], str], Layout]] = {
 }
 
 
-def _kind_of(folder: Path) -> str | None:
-    """The kind of the data set that lies in this very folder, by the marks that only it has."""
+def _kind_of(folder: Path) -> DatasetName | None:
+    """The kind of the data set that lies in this very folder; None: there is none, or a folder per identity."""
     entries = {entry.name for entry in os.scandir(folder)}
     if entries & {name for lists in _MSMT_LISTS.values() for name in lists}:
         return "msmt17"
@@ -258,7 +277,7 @@ def _kind_of(folder: Path) -> str | None:
         if re.match(r"-?\d+_c\d+_f\d+", name):
             return "dukemtmc"
         return "cuhk03np" if re.match(r"-?\d+_c\d+_\d+\.", name) else "market1501"
-    if any((folder / variant / "bounding_box_train").is_dir() for variant in ("labeled", "detected")):
+    if any((folder / variant / "bounding_box_train").is_dir() for variant in get_args(Variant)):
         return "cuhk03np"
     if entries & {"train_all", "multi-query"}:
         return "prepared"
@@ -271,7 +290,7 @@ def _kind_of(folder: Path) -> str | None:
     return None
 
 
-def _unwrap(root: Path, kind: str, marks: Iterable[str]) -> Path:
+def _unwrap(root: Path, kind: DatasetName, marks: Iterable[str]) -> Path:
     """`root`, or the archive's folder inside it, whichever holds one of `marks`."""
     marks = list(marks)
     for folder in (root, *(root / wrapper for wrapper in _WRAPPERS[kind])):
@@ -297,7 +316,7 @@ def _no_camera(path: Path, example: str) -> UserError:
 
 
 def _drop_unknown(layout: Layout) -> None:
-    """Junk and distractors belong in the gallery: nobody can be trained on them or searched for."""
+    """Leave out junk and distractors outside the gallery: they can be neither trained on nor searched for."""
     for split, records in layout.records.items():
         if split == "gallery":
             continue
@@ -309,16 +328,17 @@ def _drop_unknown(layout: Layout) -> None:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The image files of a folder by name; others (Thumbs.db, ._ files of another system) are no images."""
+    """The image files of a folder, by name; other files, such as Thumbs.db and the hidden ones of macOS, are left out."""
     names = [
         entry.name
         for entry in os.scandir(folder)
-        if not entry.name.startswith(".") and entry.name.lower().endswith(IMAGE_SUFFIXES)
+        if not entry.name.startswith(".") and entry.name.lower().endswith(_IMAGE_SUFFIXES)
     ]
     return [folder / name for name in sorted(names)]
 
 
 def _first_image(folder: Path) -> str:
+    """The name of the first image of a folder; "" if there is none."""
     return next((path.name for path in _images(folder)), "") if folder.is_dir() else ""
 
 

@@ -1,9 +1,11 @@
-"""Loading a re-identification data set: read its layout, check its images once, keep what is sound."""
+"""Loading a re-identification data set: read its layout, check its images once, keep what can be decoded."""
 
 import logging
 from collections.abc import Collection
 from pathlib import Path
+from typing import get_args
 
+from dgfast.config import DatasetName, Variant
 from dgfast.data.datasets import layouts
 from dgfast.data.datasets.check import check_images, default_cache_dir
 from dgfast.data.records import Record, ReidData
@@ -11,51 +13,51 @@ from dgfast.errors import UserError
 
 _log = logging.getLogger("dgfast")
 
-KINDS = (*layouts.READERS, "auto")
-SPLITS = ("train", "query", "gallery")
+_SPLITS = ("train", "query", "gallery")
 
 
 def load_reid(
     root: Path,
-    kind: str = "auto",
+    kind: DatasetName = "auto",
     *,
-    splits: Collection[str] = SPLITS,
-    variant: str = "labeled",
-    check: bool = True,
-    cache_dir: Path | None = None,
-    workers: int | None = None,
+    splits: Collection[str] = _SPLITS,
+    variant: Variant = "labeled",
     progress: bool = True,
 ) -> ReidData:
-    """Reads the splits of a data set, and checks that every image can be decoded.
+    """Read the splits of a data set, and leave out, with a warning, every image that cannot be decoded.
 
-    Kinds (`layouts` says how each is laid out): "market1501", "dukemtmc", "msmt17", "cuhk03np"; "folder": one folder of
-    images per identity, all of them training images, or train/, query/ and gallery/ of such folders; "prepared": the
-    same with numbers as folder names and Market-like or MSMT17 file names, as other code bases prepare it (train_all/,
-    or train/ and val/); "auto" tells by what lies in the folder. Training images of identity -1 or 0 are left out,
-    MSMT17's and "folder"'s numbers being shifted by one first.
+    The kinds of data sets:
+        "market1501", "dukemtmc", "msmt17", "cuhk03np": the published archives.
+        "folder": one folder of images per identity, all of them training images; or train/, query/ and gallery/ with
+            such folders.
+        "prepared": the same with numbers as folder names and Market-like or MSMT17 file names, as other code bases
+            prepare it: train_all/ (or train/ and val/), query/ and gallery/.
+        "auto": whichever of these lies in the folder.
 
-    An identity with one training image is kept: its positive is the image itself.
+    Training images of identity -1 or 0 are left out (MSMT17's and "folder"'s numbers are shifted by one before). An
+    identity with a single training image is kept: its positive is the image itself.
+
+    Images are decoded once. What was found is kept in `check.default_cache_dir()`.
 
     Args:
         root: the data set, or the folder that its archive was unpacked in.
+        kind: how it is laid out; see above.
         splits: which of "train", "query" and "gallery" to read; the others stay empty.
-        variant: "labeled" or "detected", for CUHK03-NP alone.
-        check: decode images that have not been decoded before and leave out what cannot be read, with a warning.
-        cache_dir: where the result of the check is kept; None: `$XDG_CACHE_HOME/dgfast` or `~/.cache/dgfast`.
-        workers: threads of the check; None: one per core.
-        progress: show a bar on stderr during the check.
-
+        variant: boxes of CUHK03-NP; other data sets have one variant.
+        progress: show a bar on stderr while images are decoded.
+    Returns:
+        the data set.
     Raises:
         UserError: the root or kind is wrong, a split is missing or empty, a name does not tell its camera, a list names
             a missing file.
         ValueError: an unknown split.
     """
     root = Path(root).expanduser()
-    if kind not in KINDS:
-        raise UserError(f"kind {kind!r} of data set; expected one of {', '.join(KINDS)}; pass one of them")
-    if unknown := set(splits) - set(SPLITS):
-        raise ValueError(f"splits {sorted(unknown)}; expected some of {SPLITS}")
-    splits = [split for split in SPLITS if split in splits]
+    if kind not in get_args(DatasetName):
+        raise UserError(f"kind {kind!r} of data set; expected one of {', '.join(get_args(DatasetName))}; pass one of them")
+    if unknown := set(splits) - set(_SPLITS):
+        raise ValueError(f"splits {sorted(unknown)}; expected some of {_SPLITS}")
+    splits = [split for split in _SPLITS if split in splits]
     if kind == "auto":
         kind, root = layouts.detect(root)
     layout = layouts.read(kind, root, splits, variant)
@@ -72,39 +74,39 @@ def load_reid(
         asked = {(record.person, record.camera) for record in records["query"]}
         extra = records["multi_query"]
         records["multi_query"] = [record for record in extra if (record.person, record.camera) in asked]
-    if check:
-        records = _leave_out_bad(layout.root, records, notes, cache_dir or default_cache_dir(), workers, progress)
+    records = _leave_out_bad(layout.root, records, notes, progress)
     return ReidData(
         name=_folder_name(layout.root) if kind in ("folder", "prepared") else kind,
         root=layout.root,
-        **{split: tuple(records.get(split, ())) for split in (*SPLITS, "multi_query")},
+        **{split: tuple(records.get(split, ())) for split in (*_SPLITS, "multi_query")},
         notes=tuple(notes),
     )
 
 
 def _folder_name(folder: Path) -> str:
-    """What people call the data set: prepared ones lie in <data set>/pytorch."""
+    """What people call the data set: prepared ones lie in DATASET/pytorch."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "pytorch" else folder.name
 
 
 def _leave_out_bad(
-    root: Path, records: dict[str, list[Record]], notes: list[str], cache_dir: Path, workers: int | None, progress: bool
+    root: Path, records: dict[str, list[Record]], notes: list[str], progress: bool
 ) -> dict[str, list[Record]]:
+    """The records whose images can be decoded; adds to `notes` what was found."""
     paths = [record.path for found in records.values() for record in found]
-    index = check_images(paths, cache_dir, root=root, workers=workers, progress=progress)
-    if index.smallest and index.largest:
-        sizes = [f"{height} x {width}" for height, width in (index.smallest, index.largest)]
+    checked = check_images(paths, root, default_cache_dir(), progress=progress)
+    if checked.smallest and checked.largest:
+        sizes = [f"{height} x {width}" for height, width in (checked.smallest, checked.largest)]
         notes.append(f"image sizes (height x width): {' to '.join(sizes)}")
-    if not index.bad:
+    if not checked.bad:
         return records
-    sound = {split: [record for record in found if record.path not in index.bad] for split, found in records.items()}
+    sound = {split: [record for record in found if record.path not in checked.bad] for split, found in records.items()}
     for split, found in sound.items():
         if records[split] and not found:
             first = records[split][0].path
             raise UserError(
                 f"{root}: not one of the {len(records[split])} {split} images can be read "
-                f"({first}: {index.bad[first]}); expected sound image files; unpack the archive again"
+                f"({first}: {checked.bad[first]}); expected sound image files; unpack the archive again"
             )
-    notes.append(f"{len(index.bad)} unreadable images left out")
+    notes.append(f"{len(checked.bad)} unreadable images left out")
     return sound

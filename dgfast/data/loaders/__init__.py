@@ -1,8 +1,9 @@
-"""From image files to batches on the device: with DALI or with torchvision's DataLoader and Pillow, as choose says.
+"""From image files to batches on the device: with DALI, or with torch's DataLoader and Pillow; `choose` says which.
 
-Both read files through encoded, so that damaged and unusual images mean the same to either.
+What both share is in `base` and `encoded`; damaged and unusual files mean the same to either.
 """
 
-from .choose import LoaderName, choose_loader, evaluation_batches, pair_loader
+from .base import PairLoader
+from .choose import choose_loader, evaluation_batches, pair_loader
 
-__all__ = ["LoaderName", "choose_loader", "evaluation_batches", "pair_loader"]
+__all__ = ["PairLoader", "choose_loader", "evaluation_batches", "pair_loader"]

@@ -2,23 +2,27 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dgfast.data.batches import PairLoader
+from dgfast.config import LoaderName
+from dgfast.data.loaders.base import PairLoader
 from dgfast.data.pairs import PairSampler
 from dgfast.data.records import Record
 from dgfast.errors import UserError
 
-LoaderName = Literal["auto", "dali", "torchvision"]
-
 
 @functools.cache
 def choose_loader(wanted: LoaderName, device: torch.device) -> tuple[str, str]:
-    """("dali" or "torchvision", the choice and its reason in one line); found out once, then the same at every call.
+    """Which library loads images here; found out once, then the same at every call.
 
+    Args:
+        wanted: "auto": DALI if it works on the device.
+        device: where images are delivered.
+    Returns:
+        "dali" or "torchvision", and a line for people: the choice with its reason.
     Raises:
         UserError: "dali" is wanted and does not work on the device.
     """
@@ -37,13 +41,24 @@ def choose_loader(wanted: LoaderName, device: torch.device) -> tuple[str, str]:
 def pair_loader(
     wanted: LoaderName, records: Sequence[Record], sampler: PairSampler, *, device: torch.device, **options: Any
 ) -> PairLoader:
-    """The training batches of `sampler`, loaded by the library that `choose_loader` gives; `options` are those of its
-    loader."""
+    """Training batches, loaded by the library that `choose_loader` gives.
+
+    Args:
+        wanted: see `choose_loader`.
+        records: the training images.
+        sampler: which images make up a batch, and their views.
+        device: where batches are delivered.
+        options: further arguments of `base.PairLoader`.
+    Raises:
+        UserError: "dali" is wanted and does not work on the device.
+    """
     if choose_loader(wanted, device)[0] == "dali":
-        from dgfast.data.loaders.dali import DaliPairLoader as Loader
-    else:
-        from dgfast.data.loaders.torchvision import TorchvisionPairLoader as Loader
-    return Loader(records, sampler, device=device, **options)
+        from dgfast.data.loaders.dali import DaliPairLoader
+
+        return DaliPairLoader(records, sampler, device=device, **options)
+    from dgfast.data.loaders.torchvision import TorchvisionPairLoader
+
+    return TorchvisionPairLoader(records, sampler, device=device, **options)
 
 
 def evaluation_batches(
@@ -57,11 +72,19 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, int]]:
     """All images in order, resized (bicubic) and normalised, in batches of which the last may be smaller.
 
-    Yields:
-        (images, start): `[N, 3, H, W]` float32 in channels_last on `device`; the first one is `records[start]`.
-
+    Args:
+        wanted: see `choose_loader`.
+        records: the images.
+        image_size: (height, width) in pixels.
+        batch: images of a batch, N.
+        device: where batches are delivered.
+        workers: DALI's threads on the CPU (at least one is used), or torchvision's processes.
+    Returns:
+        an iterator of (images, start): [N, 3, H, W] float32 in channels_last on `device`; the first image is that of
+        `records[start]`.
     Raises:
-        UserError: a file cannot be read: leaving it out would change the figures.
+        UserError: "dali" is wanted and does not work on the device; while iterating: a file cannot be read, and leaving
+            it out would change the scores.
     """
     if choose_loader(wanted, device)[0] == "dali":
         from dgfast.data.loaders.dali import evaluation_batches as batches

@@ -1,156 +1,101 @@
 """Batches decoded, resized, mirrored, padded, cropped, normalised and erased by NVIDIA DALI, on a GPU or on the CPU.
 
-One pipeline serves both: with a GPU, encoded bytes go to the card, where nvJPEG decodes them; without one the same
-operators run in DALI's threads. DALI draws nothing: `pairs` says what a batch is, and DALI is told. There are no
-processes: DALI's threads work outside the interpreter lock, and one Python thread reads files ahead.
+One pipeline serves both. With a GPU, encoded bytes go to the device, where nvJPEG decodes them; without one the same
+operators run in DALI's threads. DALI makes no random choice: it is told the samples and views that `pairs` gives.
+
+There are no processes: DALI's threads work outside the interpreter lock, and one Python thread reads files ahead.
 
 Mirroring, resizing, padding by the edge and cropping are one resampling of a shifted region of the source, reversed
-where it
-is mirrored: outside the image DALI repeats the border. docs/loading.md says how far this is from Pillow's pictures.
+where it is mirrored: outside the image DALI repeats the border. docs/loading.md says how much the result differs from
+Pillow's pictures.
 """
 
 import gc
 import io
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-# Read by DALI when it first allocates: large host buffers come from its pool. From malloc they go back to the system
-# after each batch, and touching fresh pages for the next one costs a tenth of all CPU time.
+# DALI reads this when it first allocates: host buffers of this many bytes and more come from its pool. Those from
+# malloc would be returned to the system after each batch, and fresh pages for the next one take a tenth of all CPU time.
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", str(2**16))
 
 from nvidia.dali import Pipeline, fn, types  # noqa: E402
 
-from dgfast.data.batches import IMAGENET_MEAN, IMAGENET_STD, PairBatch, class_indices, pair_batch  # noqa: E402
-from dgfast.data.loaders.encoded import EncodedImages, memory_limit, portable, report, unreadable_error  # noqa: E402
+from dgfast.data.batches import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from dgfast.data.loaders.base import PairLoader  # noqa: E402
+from dgfast.data.loaders.encoded import EncodedImages, portable, unreadable_error  # noqa: E402
 from dgfast.data.loaders.image import UnreadableImage, read_bytes  # noqa: E402
-from dgfast.data.pairs import PairSampler, Sample, View, views_of  # noqa: E402
+from dgfast.data.pairs import PairSampler, Streams, View, views_of  # noqa: E402
 from dgfast.data.records import Record  # noqa: E402
 from dgfast.errors import UserError  # noqa: E402
 
-# A pipeline that is garbage when a process forks must not be collected in the child, where its threads do not exist:
-# its destructor would wait for them for ever.
+# The garbage collector of a forked process must not touch a pipeline of its parent: the destructor would wait for ever
+# for threads that the child does not have. Frozen objects are never collected.
 os.register_at_fork(after_in_child=gc.freeze)
 
-WHOLE = (0.0, 0.0, 1.0, 1.0)  # region of an image: top, left, bottom, right, as shares of its height and width
-NOWHERE = (0.0, 0.0, 0.0, 0.0)  # rectangle: top, left, height, width, in pixels of the output
+_WHOLE = (0.0, 0.0, 1.0, 1.0)  # region of an image: top, left, bottom, right, as shares of its height and width
+_NOWHERE = (0.0, 0.0, 0.0, 0.0)  # rectangle: top, left, height, width, in pixels of the output
+_EVALUATION_PREFETCH = 2  # batches that are prepared ahead
 
 
-class DaliPairLoader:
-    """An endless iterator of `PairBatch` (see `batches.PairLoader`), starting at `start_iteration`.
+class DaliPairLoader(PairLoader):
+    """A `PairLoader` on DALI; `workers` are its threads on the CPU, of which there is at least one.
 
-    A file that cannot be read although the index found it sound is replaced by the next image of the same identity that
-    can; it is logged once, by name, and counted in `unreadable`. `label` and `index` stay those of the sample. One that
-    only DALI cannot decode is decoded by Pillow.
+    Images that only DALI cannot decode are decoded by Pillow.
 
     Images are views of DALI's own buffers, without a copy, and belong to whoever holds them. On a GPU they are ordered
-    on torch's current stream at the time of `next`: nothing waits for the card.
-
-    Args:
-        records: the training images; `sampler` was made from their identities, in this order.
-        sampler: which images make up a batch, and their views.
-        workers: DALI's threads on the CPU, at least one.
-        prefetch: batches prepared ahead, at least 1.
-        start_iteration: the first iteration to deliver.
-        cache: "ram" reads all files once, at the first batch, and keeps their bytes, if they take no more than half of
-            the memory that is available.
-        device: where images are decoded and delivered.
-        dtype: of the images: float32, float16 or bfloat16.
-
-    Raises:
-        ValueError: the sampler's number of images differs.
-        UserError: not one image of an identity can be read (while iterating).
+    on the stream that is torch's current one at the time of `next`: nothing waits for the device.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        sampler: PairSampler,
-        *,
-        workers: int,
-        prefetch: int = 2,
-        start_iteration: int = 0,
-        cache: Literal["ram", "none"] = "none",
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ):
-        if len(records) != sampler.epoch_length:
-            raise ValueError(f"{len(records)} records; expected the sampler's {sampler.epoch_length}")
-        if cache not in ("ram", "none"):
-            raise ValueError(f"cache {cache!r}; expected 'ram' or 'none'")
-        self.unreadable: dict[Path, str] = {}
-        self._images = EncodedImages([r.path for r in records], sampler.image_size, sampler.same_identity)
-        self._classes = class_indices(records)
-        self._sampler = sampler
-        self._cache = cache
-        self._workers = max(1, workers)
-        self._prefetch = prefetch
-        self._device = torch.device(device)
-        self._dtype = dtype
-        self._position = start_iteration * sampler.global_batch
-        self._running: _Running | None = None
+    _running: "_Running | None" = None
 
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> PairBatch:
+    def _next(self) -> tuple[Tensor, Tensor, Streams]:
         while True:
             if self._running is None:
                 self._running = self._start()
             try:
-                batch, (images, erased) = next(self._running)
-                break
+                batch, images, erased = next(self._running)
+                return images, erased, batch.streams
             except UserError:
                 self.close()
                 raise
-            except Exception as error:  # which of its many types DALI raises says nothing about the cause
-                self._leave_out_what_failed(error)
-        report(self._images.unreadable, self.unreadable)
-        self._position += self._sampler.global_batch
-        return pair_batch(images, erased, batch.streams, self._classes)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self._position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.close()
-        self._position = int(state["position"])
+            except Exception as error:  # the type of DALI's exceptions says nothing about their cause
+                self._leave_to_pillow_what_failed(self._running, error)
 
     def close(self) -> None:
-        """Ends the threads; iterating again starts new ones at the next batch."""
+        """End the threads; may be called again. The next batch starts new ones."""
         if self._running is not None:
             self._running.close()
             self._running = None
 
     def _start(self) -> "_Running":
-        if self._cache == "ram":
-            self._images.keep_in_memory(memory_limit(self._sampler.world_size), self._workers)
         return _Running(
-            _pairs(self._sampler, self._images, self._position),
+            _pairs(self._sampler, self._images, self._iteration),
             4 * self._sampler.batch_size,
             self._sampler.image_size,
-            self._workers,
+            max(1, self._workers),
             self._prefetch,
             self._device,
-            self._dtype,
         )
 
-    def _leave_out_what_failed(self, error: Exception) -> None:
-        """After an error, which ends a pipeline for good: finds the images behind it, and makes way for a new pipeline.
+    def _leave_to_pillow_what_failed(self, running: "_Running", error: Exception) -> None:
+        """After an error, which ends a pipeline for good: find the images behind it, and make way for a new pipeline.
 
         Raises:
             Exception: `error` itself, if it has another cause.
         """
-        suspects = {index: encoded for batch in self._running.scheduled for index, encoded in batch.images()}
+        suspects = {index: encoded for batch in running.scheduled for index, encoded in batch.images()}
         self.close()
         failed = [
             index
@@ -168,25 +113,19 @@ def evaluation_batches(
     batch: int,
     *,
     workers: int,
-    prefetch: int = 2,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, int]]:
-    """All images in order, resized (bicubic) and normalised, in batches of which the last may be smaller.
-
-    Yields:
-        (images, start): `[N, 3, H, W]` float32 in channels_last on `device`; the first one is `records[start]`.
-
-    Raises:
-        UserError: a file cannot be read: leaving it out would change the figures.
-    """
+    """The batches of `choose.evaluation_batches`, made by DALI with `workers` threads on the CPU, at least one."""
     if not records:
         return
     device = torch.device(device)
     batches = _whole_images(records, image_size, batch)
-    running = _Running(batches, min(batch, len(records)), image_size, max(1, workers), prefetch, device)
+    running = _Running(
+        batches, min(batch, len(records)), image_size, max(1, workers), _EVALUATION_PREFETCH, device
+    )
     start = 0
     try:
-        for _, (images, _) in running:
+        for _, images, _ in running:
             yield images, start
             start += len(images)
     except UserError:
@@ -201,16 +140,28 @@ def evaluation_batches(
 
 
 def check(device: torch.device | str) -> None:
-    """Decodes one small image on the device: whatever this raises is why DALI does not work here."""
+    """Decode one small image: whatever this raises is why DALI does not work here.
+
+    Args:
+        device: where to decode it.
+    Raises:
+        Exception: of many types.
+    """
     file = io.BytesIO()
     Image.new("RGB", (16, 16), (124, 116, 104)).save(file, "JPEG")
     _decode(np.frombuffer(file.getvalue(), np.uint8), torch.device(device))
 
 
 def region_of(view: View, image_size: tuple[int, int], pad: int) -> tuple[float, float, float, float]:
-    """The part of the source that a view shows: (top, left, bottom, right), as shares of its height and width.
+    """The part of the source that a view shows.
 
-    Left and right change places where it is mirrored; what lies outside 0 .. 1 is padding.
+    Args:
+        view: how the image is augmented.
+        image_size: (height, width) of the output in pixels.
+        pad: border before the crop, in pixels of the output.
+    Returns:
+        (top, left, bottom, right), as shares of the source's height and width; left and right change places where the
+        view is mirrored, and what lies outside 0 .. 1 is padding.
     """
     height, width = image_size
     top, left = (view.top - pad) / height, (view.left - pad) / width
@@ -219,31 +170,36 @@ def region_of(view: View, image_size: tuple[int, int], pad: int) -> tuple[float,
 
 @dataclass
 class _Batch:
-    """What DALI is given: encoded images, regions and rectangles `[N, 4]`; and what they are: indices, samples."""
+    """What DALI is given for M pictures, and what they are."""
 
     encoded: list[np.ndarray]
+    """M files, each [n] uint8."""
     regions: np.ndarray
+    """[M, 4] float32: see `region_of`."""
     rectangles: np.ndarray
+    """[M, 4] float32: top, left, height and width of what is erased, in pixels; zeros: nothing."""
     indices: list[int]
-    streams: tuple[list[Sample], list[Sample]] = ([], [])
+    """Places of the M images in the records."""
+    streams: Streams = ([], [])
+    """The samples, of a training batch."""
 
     def images(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(place in the records, file) of each picture."""
         return zip(self.indices, self.encoded, strict=True)
 
 
-def _pairs(sampler: PairSampler, images: EncodedImages, position: int) -> Iterator[_Batch]:
-    while True:
-        streams = sampler.batch_at(position)
+def _pairs(sampler: PairSampler, images: EncodedImages, first: int) -> Iterator[_Batch]:
+    for iteration in itertools.count(first):
+        streams = sampler.batch(iteration)
         views = views_of(streams)
         found = [images.read(index) for index, _ in views]
         yield _Batch(
             [encoded for _, encoded in found],
             np.array([region_of(view, sampler.image_size, sampler.pad) for _, view in views], np.float32),
-            np.array([view.erase or NOWHERE for _, view in views], np.float32),
+            np.array([view.erase or _NOWHERE for _, view in views], np.float32),
             [index for index, _ in found],
             streams,
         )
-        position += sampler.global_batch
 
 
 def _whole_images(records: Sequence[Record], image_size: tuple[int, int], batch: int) -> Iterator[_Batch]:
@@ -255,14 +211,22 @@ def _whole_images(records: Sequence[Record], image_size: tuple[int, int], batch:
                 encoded.append(np.frombuffer(portable(read_bytes(record.path), image_size), np.uint8))
             except UnreadableImage as error:
                 raise unreadable_error(record.path, str(error)) from error
-        regions, rectangles = (np.tile(np.float32(box), (len(indices), 1)) for box in (WHOLE, NOWHERE))
+        regions, rectangles = (np.tile(np.float32(box), (len(indices), 1)) for box in (_WHOLE, _NOWHERE))
         yield _Batch(encoded, regions, rectangles, indices)
 
 
 class _Running:
-    """A pipeline at work on an iterator of batches: delivers them in order, each with its images and erased images.
+    """A pipeline at work: an iterator of (batch, images, erased images), in the order of `batches`.
 
-    `scheduled` are the batches that the pipeline has been given and not delivered yet.
+    Images are [M, 3, H, W] float32 in channels_last, normalised, on the device.
+
+    Args:
+        batches: what to load.
+        largest: greatest number of pictures of a batch.
+        image_size: (height, width) of the output in pixels.
+        threads: of DALI on the CPU, at least 1.
+        prefetch: batches prepared ahead, at least 1.
+        device: where images are decoded and delivered.
     """
 
     def __init__(
@@ -273,20 +237,18 @@ class _Running:
         threads: int,
         prefetch: int,
         device: torch.device,
-        dtype: torch.dtype = torch.float32,
     ):
-        self.scheduled: deque[_Batch] = deque()
+        self.scheduled: deque[_Batch] = deque()  # what the pipeline has been given and has not delivered yet
         self._given: tuple[Tensor, ...] = ()
         self._lent: deque[tuple[torch.cuda.Event, tuple[Tensor, ...]]] = deque()
         self._batches = _one_ahead(batches)
         self._device = device
-        self._dtype = dtype
         self._pipeline = Pipeline(
             batch_size=largest,
             num_threads=threads,
             device_id=_number_of(device),
             prefetch_queue_depth=prefetch,
-            exec_dynamic=True,  # outputs are the reader's to keep
+            exec_dynamic=True,  # so that outputs stay as they are for as long as somebody holds them
         )
         with self._pipeline:
             encoded, region, rectangle = fn.external_source(
@@ -304,11 +266,11 @@ class _Running:
                 roi_relative=True,
                 interp_type=types.INTERP_CUBIC,
                 antialias=True,
-                dtype=types.UINT8,  # rounded and clamped as Pillow does: the cubic overshoots
+                dtype=types.UINT8,  # rounded and clamped as Pillow does, since cubic interpolation overshoots
             )
             images = fn.crop_mirror_normalize(
                 images,
-                dtype=types.FLOAT16 if dtype == torch.float16 else types.FLOAT,
+                dtype=types.FLOAT,
                 output_layout="HWC",
                 mean=[255 * value for value in IMAGENET_MEAN],
                 std=[255 * value for value in IMAGENET_STD],
@@ -320,21 +282,21 @@ class _Running:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> tuple[_Batch, tuple[Tensor, Tensor]]:
+    def __next__(self) -> tuple[_Batch, Tensor, Tensor]:
         stream = None
         if self._device.type == "cuda":
             stream = torch.cuda.current_stream(self._device)
             self._take_back(stream)
         images, erased = self._pipeline.run(stream)
         self._given = tuple(torch.from_dlpack(x.as_tensor()) for x in (images, erased))
-        # HWC seen as CHW is channels_last.
-        return self.scheduled.popleft(), tuple(x.permute(0, 3, 1, 2).to(self._dtype) for x in self._given)
+        images, erased = (x.permute(0, 3, 1, 2) for x in self._given)  # HWC seen as CHW is channels_last
+        return self.scheduled.popleft(), images, erased
 
     def _take_back(self, stream: torch.cuda.Stream) -> None:
-        """Keep the last batch until the device has done all that the reader has asked of it so far.
+        """Keep the last batch until the device has finished all work that it has been given so far.
 
-        DALI does not know of torch's kernels: it may use the memory again as soon as the last tensor on it is gone
-        here.
+        That work may read the batch, and DALI does not know of torch's kernels: it uses the memory again as soon as no
+        tensor on the host refers to it.
         """
         if self._given:
             done = torch.cuda.Event()
@@ -345,6 +307,7 @@ class _Running:
             self._lent.popleft()
 
     def close(self) -> None:
+        """End the threads, once the device no longer reads what was delivered."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         self._given = ()
@@ -356,14 +319,14 @@ class _Running:
 def _noted(
     batches: Iterator[_Batch], scheduled: deque[_Batch]
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray, np.ndarray]]:
-    """What DALI takes, each batch added to `scheduled` at the moment when it is taken."""
+    """What DALI takes: files, regions and rectangles. Each batch is added to `scheduled` when DALI takes it."""
     for batch in batches:
         scheduled.append(batch)
         yield batch.encoded, batch.regions, batch.rectangles
 
 
 def _one_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
-    """The same batches, each made in a thread while the one before it is at work."""
+    """The same batches, each made in a thread while DALI works on the one before it."""
     thread = ThreadPoolExecutor(1, "dgfast-reader")
     try:
         coming = thread.submit(next, batches, None)
@@ -371,8 +334,8 @@ def _one_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
             coming = thread.submit(next, batches, None)
             yield batch
     finally:
-        # Not waited for: a reader that was dropped is finished wherever garbage is collected, even inside the locks of
-        # threading that joining takes.
+        # The thread is not joined. Garbage collection ends a reader that was dropped, and it may happen at any point of
+        # the program, also while the locks are held that joining needs.
         thread.shutdown(wait=False, cancel_futures=True)
 
 
@@ -381,8 +344,8 @@ def _decoded(encoded: "fn.DataNode", device: torch.device) -> "fn.DataNode":
         encoded,
         device="mixed" if device.type == "cuda" else "cpu",
         output_type=types.RGB,
-        adjust_orientation=False,  # what is not upright comes as pixels
-        jpeg_fancy_upsampling=True,  # colours interpolated on a GPU as libjpeg-turbo does
+        adjust_orientation=False,  # images that are not upright come as plain pixels, turned by Pillow
+        jpeg_fancy_upsampling=True,  # on a GPU, too, colours are interpolated as libjpeg-turbo does
     )
 
 

@@ -1,8 +1,9 @@
 """The encoded images of a training set as bytes that every decoder turns into the same picture, damaged files replaced.
 
-DALI and Pillow decode ordinary JPEG and PNG files to the same pixels (both use libjpeg-turbo), but a damaged file ends
-a DALI pipeline for good, and they read unusual files (CMYK, 16 bits, EXIF orientation, ...) each in its own way. So no
-decoder sees a file before its structure has been checked, and what is unusual or huge is decoded and resized here, by
+DALI and Pillow decode ordinary JPEG and PNG files to the same pixels (both use libjpeg-turbo). But a damaged file ends
+a DALI pipeline for good, and unusual files (CMYK, 16 bits, EXIF orientation, ...) mean different pictures to the two.
+
+So no decoder sees a file before its structure has been checked. What is unusual or huge is decoded and resized here, by
 Pillow, and handed on as plain pixels (PPM).
 """
 
@@ -22,11 +23,11 @@ from dgfast.errors import UserError
 
 _log = logging.getLogger("dgfast")
 
-LARGEST = 2**22  # pixels of an image that the loaders' decoders are given whole; they would keep its memory
+_LARGEST = 2**22  # pixels; larger images are resized here, because DALI would keep buffers of their size
 _ORIENTATION = 0x0112  # EXIF tag; 1: upright
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"tIME"}  # none of which changes a pixel
-_AT_ONCE = 256  # files
+_AT_ONCE = 256  # files read between two looks at the memory that they take
 
 
 class EncodedImages:
@@ -35,31 +36,36 @@ class EncodedImages:
     Args:
         paths: the files.
         image_size: (height, width) in pixels that unusual and huge images are resized to.
-        alternatives: index -> the images that may stand for it, itself first.
-
-    Attributes:
-        unreadable: the files that could not be read so far, with the reason.
-        by_pillow: images whose bytes DALI could not decode; Pillow does, at every read.
+        alternatives: index -> the images that may take its place, itself first.
     """
+
+    unreadable: dict[Path, str]
+    """The files that could not be read so far, with the reason."""
+    by_pillow: set[int]
+    """Images whose bytes DALI could not decode: Pillow decodes them at every read."""
 
     def __init__(
         self, paths: Sequence[Path], image_size: tuple[int, int], alternatives: Callable[[int], Sequence[int]]
     ):
-        self.unreadable: dict[Path, str] = {}
+        self.unreadable = {}
+        self.by_pillow = set()
         self._paths = paths
         self._image_size = image_size
         self._alternatives = alternatives
-        self.by_pillow: set[int] = set()
         self._memory: tuple[np.ndarray, list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, index: int) -> tuple[int, np.ndarray]:
-        """(which image it is, its bytes `[n]` uint8): image `index`, or the first of its alternatives that can be read.
+        """An image's file, or that of the first of its alternatives that can be read.
 
+        Args:
+            index: of the image.
+        Returns:
+            the index of the image that was read, and its bytes: [n] uint8.
         Raises:
-            UserError: none can.
+            UserError: no alternative can be read.
         """
         for candidate in self._alternatives(index):
             path = self._paths[candidate]
@@ -71,24 +77,31 @@ class EncodedImages:
                 self.unreadable[path] = str(error)
         raise UserError(
             f"{self._paths[index]}: neither it nor another image of the same identity can be read any more "
-            f"({self.unreadable[self._paths[index]]}); check the disk and start again, the index leaves bad files out"
+            f"({self.unreadable[self._paths[index]]}); check the disk and start again: bad files are then left out"
         )
 
     def give_up(self, index: int, reason: str) -> None:
-        """Pillow could not decode these bytes: from now on another image stands for this one."""
+        """From now on, let another image take the place of one whose bytes could not be decoded.
+
+        Args:
+            index: of the image.
+            reason: why not.
+        """
         self.unreadable[self._paths[index]] = reason
 
     def keep_in_memory(self, limit: int, threads: int) -> None:
-        """Reads every image, once, into one block of memory; if that takes more than `limit` bytes, all stay on disk.
+        """Read every image once and keep its bytes; if they are too many, all images stay on disk.
 
-        One block, because processes forked later share its pages: of an object per image they would each get copies,
-        since counting references writes into the object.
+        The bytes lie in one block, because processes that are forked later share its pages. Of one object per image
+        each process would get a copy, because Python writes its count of references into the object.
+
+        Args:
+            limit: greatest number of bytes.
+            threads: that read.
         """
-        if self._memory is not None:
-            return
         block, ends = bytearray(), [0]
         with ThreadPoolExecutor(threads) as pool, tqdm(desc="reading images", total=len(self), leave=False) as bar:
-            for first in range(0, len(self), _AT_ONCE):  # no thread reads far ahead of what has been found to fit
+            for first in range(0, len(self), _AT_ONCE):
                 some = range(first, min(first + _AT_ONCE, len(self)))
                 for encoded in pool.map(self._bytes_or_none, some):
                     block += encoded
@@ -115,9 +128,14 @@ class EncodedImages:
             return b""
 
 
-def report(found: Mapping[Path, str], known: dict[Path, str]) -> None:
-    """Names in the log the unreadable files that are not `known` yet, and adds them."""
-    for path, reason in list(found.items()):  # a list: the thread that reads ahead may be adding to it
+def log_unreadable(found: Mapping[Path, str], known: dict[Path, str]) -> None:
+    """Name new unreadable files of a training set in the log.
+
+    Args:
+        found: the files, with the reason.
+        known: those that have been named before; the new ones are added.
+    """
+    for path, reason in list(found.items()):  # a copy, because the thread that reads ahead may be adding to `found`
         if path not in known:
             known[path] = reason
             _log.warning(
@@ -127,34 +145,56 @@ def report(found: Mapping[Path, str], known: dict[Path, str]) -> None:
 
 
 def unreadable_error(path: Path, reason: str) -> UserError:
-    """What an evaluation says of a file that turned bad: leaving it out would change the figures."""
+    """The error of an evaluation that cannot read a file: leaving it out would change the scores.
+
+    Args:
+        path: the file.
+        reason: why it cannot be read.
+    """
     return UserError(
         f"{path} can no longer be read ({reason}); the evaluation needs every image: "
-        "check the disk and start again, the index leaves bad files out"
+        "check the disk and start again: bad files are then left out"
     )
 
 
 def memory_limit(processes: int, meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that one of so many processes may spend on a data set: together half of what is available."""
+    """How many bytes a process may keep of a data set, so that all together keep at most half of what is available.
+
+    Args:
+        processes: how many there are.
+        meminfo: where Linux says what is available.
+    Returns:
+        bytes; where the system does not say what is available, those of 1 GiB in all.
+    """
     try:
         (line,) = (line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
         return int(line.split()[1]) * 1024 // 2 // processes
     except (OSError, ValueError):
-        return 2**30 // processes  # a system that does not say
+        return 2**30 // processes
 
 
 def portable(encoded: bytes, image_size: tuple[int, int]) -> bytes:
-    """The same bytes where they are an ordinary, whole JPEG or PNG file, else the picture as `pixels_of` gives it.
+    """A file that every decoder turns into the same picture.
 
+    Args:
+        encoded: any image file.
+        image_size: (height, width) in pixels that all but ordinary images are resized to.
+    Returns:
+        `encoded` itself where it is an ordinary, whole JPEG or PNG file, else `pixels_of` it.
     Raises:
-        UnreadableImage: Pillow cannot decode it either.
+        UnreadableImage: it is no ordinary file, and Pillow cannot decode it.
     """
     return encoded if _is_ordinary(encoded) else pixels_of(encoded, image_size)
 
 
 def pixels_of(encoded: bytes | memoryview, image_size: tuple[int, int]) -> bytes:
-    """Any image file, decoded and resized (bicubic) to (height, width) by Pillow, as a PPM file.
+    """The picture of an image file, decoded and resized by Pillow, as a PPM file.
 
+    Args:
+        encoded: any image file.
+        image_size: (height, width) in pixels.
+    Returns:
+        the PPM file.
     Raises:
         UnreadableImage: it cannot be decoded.
     """
@@ -164,8 +204,13 @@ def pixels_of(encoded: bytes | memoryview, image_size: tuple[int, int]) -> bytes
 
 
 def resized(encoded: bytes | memoryview, image_size: tuple[int, int]) -> Image.Image:
-    """Any image file, decoded and resized (bicubic, antialiased) to (height, width) by Pillow.
+    """The picture of an image file, decoded and resized (bicubic, antialiased) by Pillow.
 
+    Args:
+        encoded: any image file.
+        image_size: (height, width) in pixels.
+    Returns:
+        the picture, RGB.
     Raises:
         UnreadableImage: it cannot be decoded.
     """
@@ -200,7 +245,7 @@ def _is_ordinary_jpeg(encoded: bytes) -> bool:
             return frame and at + 2 + length < len(encoded) - 2
         if marker in (0xC0, 0xC1, 0xC2):  # start of frame
             bits, height, width, components = struct.unpack_from(">BHHB", body)
-            if bits != 8 or components not in (1, 3) or not 0 < height * width <= LARGEST:
+            if bits != 8 or components not in (1, 3) or not 0 < height * width <= _LARGEST:
                 return False
             if components == 3 and bytes(body[6::3][:3]) == b"RGB":
                 return False
@@ -219,13 +264,15 @@ def _is_upright(exif: bytes) -> bool:
     try:
         tags.load(exif)
         return tags.get(_ORIENTATION, 1) == 1
-    except Exception:  # whatever Pillow raises here it may raise on the file, too: that is for Pillow to find out
+    except Exception:  # of many types; taken for unusual, the file is decoded by Pillow, which says if it is damaged
         return False
 
 
 def _is_ordinary_png(encoded: bytes) -> bool:
-    """8-bit grey or RGB, not interlaced, without transparency or colour profile, every checksum right (W3C PNG, section
-    5)."""
+    """8-bit grey or RGB, not interlaced, without transparency or colour profile, every checksum right.
+
+    W3C, "Portable Network Graphics", section 5.
+    """
     at, kinds = len(_PNG), []
     while at < len(encoded):
         length, kind = struct.unpack_from(">I4s", encoded, at)
@@ -235,7 +282,7 @@ def _is_ordinary_png(encoded: bytes) -> bool:
         if kind == b"IHDR":
             width, height, bits, colours = struct.unpack_from(">IIBB", encoded, at + 8)
             interlaced = encoded[at + 20]
-            if bits != 8 or colours not in (0, 2) or interlaced or not 0 < height * width <= LARGEST:
+            if bits != 8 or colours not in (0, 2) or interlaced or not 0 < height * width <= _LARGEST:
                 return False
         kinds.append(kind)
         at = end + 4

@@ -1,7 +1,7 @@
 """Reading one image file, with one kind of failure whatever the decoder raises, and one meaning of every file format.
 
-Everywhere: as the camera was held (EXIF orientation), RGB, 8 bits. 16-bit grey keeps its high byte (Pillow's own
-conversion would clip nearly all of it to white), transparency is dropped.
+Every image comes upright (as its EXIF orientation says), as RGB of 8 bits. Of 16-bit grey the high byte is kept,
+because Pillow's own conversion clips nearly all of it to white. Transparency is dropped.
 """
 
 import io
@@ -16,8 +16,12 @@ class UnreadableImage(Exception):
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file.
+    """The content of a file.
 
+    Args:
+        path: the file.
+    Returns:
+        at least one byte.
     Raises:
         UnreadableImage: it is missing, empty or cannot be read.
     """
@@ -31,10 +35,14 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(encoded: bytes | memoryview) -> Image.Image:
-    """The whole image, decoded, upright, as RGB.
+    """An image, decoded to its end.
 
+    Args:
+        encoded: the content of its file.
+    Returns:
+        the image, upright, as RGB.
     Raises:
-        UnreadableImage: truncated or no image.
+        UnreadableImage: it is truncated or no image.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -45,8 +53,12 @@ def decode_image(encoded: bytes | memoryview) -> Image.Image:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The whole image of a file, decoded, upright, as RGB.
+    """The image in a file, decoded to its end.
 
+    Args:
+        path: the file.
+    Returns:
+        the image, upright, as RGB.
     Raises:
         UnreadableImage: the file is missing, empty, truncated or no image.
     """
