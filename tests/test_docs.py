@@ -38,6 +38,9 @@ WRITTEN = {
     "list_query.txt": "of MSMT17",
     "list_gallery.txt": "of MSMT17",
     "sharded.py": "an example in docs/reranking.md",
+    "bench_NAME.py": "a name to be chosen, in docs/architecture.md",
+    "NAME.py": "the same",
+    "NAME_cases.py": "the same",
     "run.py": "of torch: how torchrun appears in its own command line",
 }
 # Flags of other programs, in examples.
