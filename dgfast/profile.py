@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -219,11 +220,9 @@ def _report(measurement: Measurement, config: Config, data: ReidData, workers: W
         ):
             iterations.run(measurement.warmup_steps)
             work = count(iterations)
-            before = fallbacks()
+            before = Counter(fallbacks())
             timing = timed(iterations, measurement.steps, workers)
-            reasons = {
-                why: number - before.get(why, 0) for why, number in fallbacks().items() if number > before.get(why, 0)
-            }
+            reasons = Counter(fallbacks()) - before
             reading = _trace(measurement, iterations, shown, workers)
     except Exception as error:
         if not out_of_memory(error):
