@@ -530,12 +530,12 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     kernel[(programs,)](*args, **constants)
 
 
-def _channels_last(x: Tensor, name: str) -> Tensor:
+def _channels_last(x: Tensor, name: str, per_sample: bool) -> Tensor:
     """x with its channels innermost: itself, if the kernels can read it through its strides."""
     span = sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True))
     if (x.stride(1) == 1 or x.shape[1] == 1) and span < 2**31:
         return x
-    count(f"{name} converted to channels-last")
+    count("layer_norm" if per_sample else "adain", f"{name} converted to channels-last")
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -578,8 +578,8 @@ def forward(
         The output [N, C, H + 2 pad, W + 2 pad], channels-last, and mean and rstd, [N, C] or [N], fp32.
     """
     out, mean, rstd = _empty_forward(x, pad, per_sample)
-    x = _channels_last(x, "x")
-    residual = residual if residual is None else _channels_last(residual, "residual")
+    x = _channels_last(x, "x", per_sample)
+    residual = residual if residual is None else _channels_last(residual, "residual", per_sample)
     scale, bias = _rows(scale), _rows(bias)
     n, c, h, w = x.shape
     tensors = (x, scale, bias, residual, out, mean, rstd)
@@ -644,7 +644,7 @@ def backward(
         residual's where it is not wanted.
     """
     dx, dscale, dbias, dresidual = _empty_backward(x, scale, bias, residual_dtype)
-    grad, x = _channels_last(grad, "gradient"), _channels_last(x, "x")
+    grad, x = _channels_last(grad, "gradient", per_sample), _channels_last(x, "x", per_sample)
     scale, bias = _rows(scale), _rows(bias)
     n, c, h, w = x.shape
     tensors = (x, grad, scale, bias, mean, rstd)

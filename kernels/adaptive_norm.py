@@ -85,6 +85,6 @@ def adain(
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"adain: residual has shape {tuple(residual.shape)}, expected x's {tuple(x.shape)}")
     tensors = [t for t in (x, scale, bias, residual) if t is not None]
-    if takes_triton(impl, tensors, unsuitable(x, pad)):
+    if takes_triton("adain", impl, tensors, unsuitable(x, pad)):
         return normalise(x, scale, bias, residual, eps, slope, pad, False)[0]
     return adain_eager(x, scale, bias, residual, eps, slope, pad)

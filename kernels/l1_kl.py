@@ -818,7 +818,7 @@ def l1_kl_loss(
             unknown impl, or "triton" where it does not apply.
     """
     inputs = _check(pairs, weights, student_logits, teacher_logits, labels)
-    if not takes_triton(impl, inputs):
+    if not takes_triton("l1_kl_loss", impl, inputs):
         return l1_kl_eager(pairs, weights, student_logits, teacher_logits, labels, kl_weight)
     if student_logits is not None and student_logits.dtype == torch.float16:
         student_logits = student_logits.float()  # its gradient without a loss scale is too small for fp16

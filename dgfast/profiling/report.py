@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,9 @@ def make_report(measurement: Measurement, config: Config, data: ReidData, worker
         ):
             iterations.run(measurement.warmup_steps)
             work = count(iterations)
-            before = fallbacks()
+            before = Counter(fallbacks())
             timing = timed(iterations, measurement.steps, workers)
-            reasons = {
-                why: number - before.get(why, 0) for why, number in fallbacks().items() if number > before.get(why, 0)
-            }
+            reasons = Counter(fallbacks()) - before
             reading = _trace(measurement.trace, iterations, shown, workers)
     except Exception as error:
         if not out_of_memory(error):

@@ -1,4 +1,4 @@
-"""The normalising kernels in Triton's interpreter; tests/test_adain.py runs this file with TRITON_INTERPRET=1."""
+"""The normalising kernels in Triton's interpreter; tests/test_adain.py runs this file."""
 
 import functools
 from collections import Counter
@@ -159,9 +159,9 @@ def test_views_are_read_in_place_and_other_layouts_converted():
     assert all(map(torch.equal, found, expected))
     assert counted == {
         # Once in the forward and once in the backward pass: the converted copy is not kept.
-        "x converted to channels-last": 2,
-        "residual converted to channels-last": 1,
-        "gradient converted to channels-last": 1,
+        "adain: x converted to channels-last": 2,
+        "adain: residual converted to channels-last": 1,
+        "adain: gradient converted to channels-last": 1,
     }
 
 
