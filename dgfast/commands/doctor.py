@@ -62,7 +62,7 @@ def facts() -> dict[str, str]:
 
 def _kernels(device: torch.device) -> str:
     """Which way E_s, G and the loss take here, found by taking it: one small picture and its gradients."""
-    model = DGNet(PRESETS["quickstart"].model, num_classes=2).to(device, memory_format=torch.channels_last)
+    model = DGNet(PRESETS["quickstart"].model, num_classes=2).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(2, 3, 128, 64, device=device).contiguous(memory_format=torch.channels_last)
     before = Counter(fallbacks())
     with torch.autocast(device.type, torch.bfloat16):

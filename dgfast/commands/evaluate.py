@@ -77,9 +77,10 @@ def main(argv: list[str] | None = None) -> None:
                 command.data_root, command.dataset, splits=("query", "gallery"), variant=command.variant
             )
         print(data.summary())
-        files = {"dgnet": command.run / run_directory.MODEL, "teacher": command.run / run_directory.TEACHER}
-        models = {kind: load_model(file, kind).to(workers.device) for kind, file in files.items() if file.is_file()}
-        if not models:
+        model_file, teacher_file = command.run / run_directory.MODEL, command.run / run_directory.TEACHER
+        networks = load_model(model_file, "dgnet").to(workers.device) if model_file.is_file() else None
+        teacher = load_model(teacher_file, "teacher").to(workers.device) if teacher_file.is_file() else None
+        if networks is None and teacher is None:
             raise UserError(
                 f"{command.run} holds neither {run_directory.MODEL} nor {run_directory.TEACHER};"
                 " expected a finished stage"
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
             command.loader,
         )
         reranking = Reranking(command.k1, command.k2, command.lambda_) if command.rerank else None
-        result = evaluate(data, models.get("dgnet"), models.get("teacher"), how, reranking)
+        result = evaluate(data, networks, teacher, how, reranking)
     print(f"\n{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n")
     report, picture = command.run / f"eval-{data.name}.json", command.run / f"rankings-{data.name}.png"
     write_json({"dataset": data.name, "root": str(data.root), "scores": result.scores}, report)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     _keep_inputs(command)
     device = _device(command.device)
     query, gallery = (_features(path, device) for path in (command.query, command.gallery))
-    how = {
+    how: dict[str, Any] = {
         "k1": command.k1, "k2": command.k2, "lambda_": command.lambda_, "variant": command.variant, "metric": command.metric,
         "progress": "re-ranking",
     }  # fmt: skip
@@ -94,7 +94,7 @@ def _all(partial: Path, query: np.ndarray | torch.Tensor, gallery: np.ndarray | 
     shape = (len(query), len(gallery))
     if isinstance(query, torch.Tensor):
         with partial.open("wb") as file:
-            np.save(file, rerank(query, gallery, **how).cpu().numpy())
+            np.save(file, torch.as_tensor(rerank(query, gallery, **how)).cpu().numpy())
         return
     if 0 in shape or query.ndim != 2 or gallery.ndim != 2:
         rerank(query, gallery, **how)  # says what is wrong with them

@@ -65,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         data = open_data(config, workers)
         if workers.first:
             print(data.summary())
-        resumes, run = workers.share(_find_run(command, data.name) if workers.first else None)
+        found = _find_run(command, data.name) if workers.first else (False, Path())
+        resumes, run = workers.share(found)
         trainer = Trainer(config, data, run, workers, Path(torch.hub.get_dir()))
         with workers.first_goes_first():
             if workers.first and not resumes:  # only now: settings that cannot be trained leave nothing behind

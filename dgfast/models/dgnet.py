@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal, overload
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -10,6 +11,7 @@ from torch import nn
 
 from dgfast.config import ModelConfig
 from dgfast.errors import UserError
+from dgfast.files import replacing
 
 from .appearance import AppearanceEncoder
 from .decoder import Decoder
@@ -56,12 +58,20 @@ def save_model(model: DGNet | Teacher, config: ModelConfig, num_classes: int, pa
         "config": json.dumps(dataclasses.asdict(config)),
         "num_classes": str(num_classes),
     }
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary, metadata=metadata)
-    temporary.replace(path)
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
 
 
-def load_model(path: Path, kind: str) -> DGNet | Teacher:
+@overload
+def load_model(path: Path, kind: Literal["dgnet"]) -> DGNet: ...
+
+
+@overload
+def load_model(path: Path, kind: Literal["teacher"]) -> Teacher: ...
+
+
+def load_model(path: Path, kind: Literal["dgnet", "teacher"]) -> DGNet | Teacher:
     """The model that `save_model` wrote, in eval mode.
 
     Args:

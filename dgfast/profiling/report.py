@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dgfast.config import Config
+from dgfast.config import Config, Precision
 from dgfast.data.records import ReidData
 from dgfast.errors import UserError
 from dgfast.files import replacing
@@ -143,7 +143,7 @@ def _trace(target: Path | None, iterations: Iterations, number: int, workers: Wo
         return read(partial, number)
 
 
-def _peak(measurement: Measurement, config: Config, workers: Workers, precision: str) -> tuple[float | None, str]:
+def _peak(measurement: Measurement, config: Config, workers: Workers, precision: Precision) -> tuple[float | None, str]:
     """TFLOP/s of one device, and where the figure comes from."""
     if measurement.peak_tflops is not None:
         return measurement.peak_tflops, "--peak-tflops"
