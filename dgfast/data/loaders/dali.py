@@ -15,7 +15,7 @@ import io
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-# DALI reads this when it first allocates: host buffers of this many bytes and more come from its pool. Those from
-# malloc would be returned to the system after each batch, and fresh pages for the next one take a tenth of all CPU time.
+# DALI reads this when it first allocates: host buffers of at least so many bytes come from its pool. Memory of malloc
+# would be returned to the system after each batch, and fresh pages for the next one take a tenth of all CPU time.
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", str(2**16))
 
 from nvidia.dali import Pipeline, fn, types  # noqa: E402
+from nvidia.dali.pipeline import DataNode  # noqa: E402
 
 from dgfast.data.batches import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from dgfast.data.loaders.base import PairLoader  # noqa: E402
@@ -211,7 +212,7 @@ def _whole_images(records: Sequence[Record], image_size: tuple[int, int], batch:
                 encoded.append(np.frombuffer(portable(read_bytes(record.path), image_size), np.uint8))
             except UnreadableImage as error:
                 raise unreadable_error(record.path, str(error)) from error
-        regions, rectangles = (np.tile(np.float32(box), (len(indices), 1)) for box in (_WHOLE, _NOWHERE))
+        regions, rectangles = (np.tile(np.array(box, np.float32), (len(indices), 1)) for box in (_WHOLE, _NOWHERE))
         yield _Batch(encoded, regions, rectangles, indices)
 
 
@@ -254,23 +255,23 @@ class _Running:
             encoded, region, rectangle = fn.external_source(
                 _noted(self._batches, self.scheduled),
                 num_outputs=3,
-                dtype=[types.UINT8, types.FLOAT, types.FLOAT],
+                dtype=[types.DALIDataType.UINT8, types.DALIDataType.FLOAT, types.DALIDataType.FLOAT],
                 ndim=[1, 1, 1],
             )
-            images = _decoded(encoded, device)
-            images = fn.resize(
-                images,
+            pixels = fn.resize(
+                _decoded(encoded, device),
                 size=image_size,
                 roi_start=region[:2],
                 roi_end=region[2:],
                 roi_relative=True,
-                interp_type=types.INTERP_CUBIC,
+                interp_type=types.DALIInterpType.INTERP_CUBIC,
                 antialias=True,
-                dtype=types.UINT8,  # rounded and clamped as Pillow does, since cubic interpolation overshoots
+                # Rounded and clamped as Pillow does, because cubic interpolation overshoots.
+                dtype=types.DALIDataType.UINT8,
             )
             images = fn.crop_mirror_normalize(
-                images,
-                dtype=types.FLOAT,
+                pixels,
+                dtype=types.DALIDataType.FLOAT,
                 output_layout="HWC",
                 mean=[255 * value for value in IMAGENET_MEAN],
                 std=[255 * value for value in IMAGENET_STD],
@@ -287,8 +288,7 @@ class _Running:
         if self._device.type == "cuda":
             stream = torch.cuda.current_stream(self._device)
             self._take_back(stream)
-        images, erased = self._pipeline.run(stream)
-        self._given = tuple(torch.from_dlpack(x.as_tensor()) for x in (images, erased))
+        self._given = tuple(torch.from_dlpack(output.as_tensor()) for output in self._pipeline.run(stream))
         images, erased = (x.permute(0, 3, 1, 2) for x in self._given)  # HWC seen as CHW is channels_last
         return self.scheduled.popleft(), images, erased
 
@@ -312,7 +312,7 @@ class _Running:
             torch.cuda.current_stream(self._device).synchronize()
         self._given = ()
         self._lent.clear()
-        self._pipeline = None
+        del self._pipeline
         self._batches.close()
 
 
@@ -325,7 +325,7 @@ def _noted(
         yield batch.encoded, batch.regions, batch.rectangles
 
 
-def _one_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+def _one_ahead(batches: Iterator[_Batch]) -> Generator[_Batch, None, None]:
     """The same batches, each made in a thread while DALI works on the one before it."""
     thread = ThreadPoolExecutor(1, "dgfast-reader")
     try:
@@ -339,11 +339,11 @@ def _one_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
         thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _decoded(encoded: "fn.DataNode", device: torch.device) -> "fn.DataNode":
+def _decoded(encoded: DataNode, device: torch.device) -> DataNode:
     return fn.decoders.image(
         encoded,
         device="mixed" if device.type == "cuda" else "cpu",
-        output_type=types.RGB,
+        output_type=types.DALIImageType.RGB,
         adjust_orientation=False,  # images that are not upright come as plain pixels, turned by Pillow
         jpeg_fancy_upsampling=True,  # on a GPU, too, colours are interpolated as libjpeg-turbo does
     )
@@ -360,7 +360,7 @@ def _can_decode(encoded: np.ndarray, device: torch.device) -> bool:
 def _decode(encoded: np.ndarray, device: torch.device) -> None:
     pipeline = Pipeline(batch_size=1, num_threads=1, device_id=_number_of(device), prefetch_queue_depth=1)
     with pipeline:
-        source = fn.external_source(lambda: [encoded], dtype=types.UINT8, ndim=1)
+        source = fn.external_source(lambda: [encoded], dtype=types.DALIDataType.UINT8, ndim=1)
         pipeline.set_outputs(_decoded(source, device))
     pipeline.build()
     pipeline.run()
