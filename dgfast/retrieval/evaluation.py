@@ -16,7 +16,7 @@ from dgfast.models import DGNet, Teacher
 from .features import combine, dgnet_halves, extract, teacher_halves
 from .histogram import histogram_features
 from .metrics import RankedHits, cmc_map, cosine_distances, multi_query
-from .reranking import check_numbers, rerank_blocks
+from .reranking import Reranking, rerank_blocks
 from .visualise import ranking_figure
 
 
@@ -30,15 +30,6 @@ class Protocol:
     workers: int
     device: torch.device
     loader: LoaderName = "auto"
-
-
-@dataclass(frozen=True)
-class Reranking:
-    """What `rerank` is told: neighbours k1 and k2, weight of the original distance."""
-
-    k1: int = 20
-    k2: int = 6
-    lambda_: float = 0.3
 
 
 Split = dict[str, Tensor]  # name of the feature -> [N, D]
@@ -98,7 +89,7 @@ def evaluate(
             f"{data.root} has {len(data.query)} query and {len(data.gallery)} gallery images; expected some of each"
         )
     if reranking is not None:  # before the features are made, which takes longest
-        check_numbers(len(data.query), len(data.gallery), reranking.k1, reranking.k2, reranking.lambda_)
+        reranking.check(len(data.query), len(data.gallery))
     pairs = {(r.person, r.camera) for r in data.query}
     extra = [r for r in (data.multi_query or data.gallery) if (r.person, r.camera) in pairs]
     query, gallery = (_rows(records, networks, teacher, how) for records in (data.query, data.gallery))
@@ -161,8 +152,7 @@ def _scores(
 
 def _reranked_scores(query: Tensor, gallery: Tensor, data: ReidData, reranking: Reranking) -> dict[str, float]:
     hits = RankedHits(*_labels(data.query), *_labels(data.gallery))
-    options = vars(reranking) | {"progress": "re-ranking"}
-    for first, distances in rerank_blocks(query, gallery, **options):
+    for first, distances in rerank_blocks(query, gallery, **vars(reranking), progress="re-ranking"):
         hits.add(first, distances)
     return _single_query(hits)
 
