@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +14,10 @@ from dgfast.data.loaders import LoaderName
 from dgfast.errors import UserError
 from dgfast.launcher import run
 from dgfast.models.dgnet import load_model
-from dgfast.retrieval.evaluation import Protocol, Reranking, evaluate, picture_rankings, table
+from dgfast.retrieval import Reranking
+from dgfast.retrieval.evaluation import evaluate, table
+from dgfast.retrieval.features import FeatureSettings
+from dgfast.retrieval.visualise import ranking_figure
 from dgfast.sources import open_data
 from dgfast.train import read_run
 from dgfast.training.distributed import Workers
@@ -86,20 +89,17 @@ def main(argv: list[str] | None = None) -> None:
             f"{command.run} holds neither model.safetensors nor teacher.safetensors; expected a finished stage"
         )
     networks, teacher = models.get("dgnet"), models.get("teacher")
-    how = Protocol(
-        (config.data.image_height, config.data.image_width),
-        command.alpha,
-        command.eval_batch_size,
-        command.loader_workers,
+    settings = FeatureSettings.of(
+        replace(config.data, loader=command.loader, loader_workers=command.loader_workers),
+        EvalConfig(alpha=command.alpha, eval_batch_size=command.eval_batch_size),
         device,
-        command.loader,
     )
     reranking = Reranking(command.k1, command.k2, command.lambda_) if command.rerank else None
-    result = evaluate(data, networks, teacher, how, reranking)
+    result = evaluate(data, networks, teacher, settings, reranking)
     print(f"\n{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n")
     report, picture = command.run / f"eval-{data.name}.json", command.run / f"rankings-{data.name}.png"
     write_json({"dataset": data.name, "root": str(data.root), "scores": result.scores}, report)
-    picture_rankings(data, result.distances, picture)
+    ranking_figure(data.query, data.gallery, result.distances.numpy(), picture)
     print(f"picture  {picture}\nreport   {report}")
 
 

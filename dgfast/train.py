@@ -18,7 +18,9 @@ from dgfast.data import evaluation_batches
 from dgfast.errors import Diverged, Interrupted, UserError
 from dgfast.launcher import run
 from dgfast.models import DGNet, Teacher
-from dgfast.retrieval.evaluation import Protocol, evaluate, picture_rankings, table
+from dgfast.retrieval.evaluation import evaluate, table
+from dgfast.retrieval.features import FeatureSettings
+from dgfast.retrieval.visualise import ranking_figure
 from dgfast.sources import open_data
 from dgfast.synthesis import swap_matrix
 from dgfast.training.distributed import Workers
@@ -194,14 +196,7 @@ def _link_latest(path: Path) -> None:
 def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher, seconds: float) -> None:
     """The table, report.json and the swap matrix of a finished run."""
     data, path = trainer.data, trainer.run
-    how = Protocol(
-        trainer.image_size,
-        config.evaluation.alpha,
-        config.evaluation.eval_batch_size,
-        config.data.loader_workers,
-        trainer.workers.device,
-        config.data.loader,
-    )
+    how = FeatureSettings.of(config.data, config.evaluation, trainer.workers.device)
     bodies = spread(data.query or data.train, 2 * SWAPS)
     if len(bodies) >= 2:
         images, _ = next(evaluation_batches(how.loader, bodies, how.image_size, len(bodies), device=how.device))
@@ -220,7 +215,7 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
     if data.query and data.gallery:
         result = evaluate(data, networks, teacher, how)
         report["scores"] = result.scores
-        picture_rankings(data, result.distances, path / "rankings.png")
+        ranking_figure(data.query, data.gallery, result.distances.numpy(), path / "rankings.png")
         text = (
             f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(report['scores'])}\n"
         )
