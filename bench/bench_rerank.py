@@ -27,7 +27,7 @@ import pytest
 import torch
 
 from dgfast.retrieval import RankedHits, cmc_map, rerank, rerank_blocks, reranking
-from dgfast.retrieval.stages import stages_for
+from dgfast.retrieval.backends import backend_for
 
 SIZES = {"market": (3368, 15913), "msmt17": (11659, 82161), "small": (336, 1973)}
 SCALING = (5000, 10000, 20000, 50000, 100000)
@@ -114,7 +114,7 @@ def bare_product(features: torch.Tensor) -> None:
 def watched(device: torch.device):
     """Seconds by stage, the products inside as "product"; on a GPU a stage waits for its end."""
     spent: dict[str, float] = defaultdict(float)
-    kind, restore = type(stages_for(device)), []
+    kind, restore = type(backend_for(device)), []
 
     def wait() -> None:
         if device.type == "cuda":

@@ -49,9 +49,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.msg.startswith("failed (exitcode") and arguments and arguments[0] in _REPORTED)
 
 
-def _leave_with_the_workers_status(
-    kind: type[BaseException], error: Any, traceback: TracebackType | None
-) -> None:
+def _leave_with_the_workers_status(kind: type[BaseException], error: Any, traceback: TracebackType | None) -> None:
     """The agent's `sys.excepthook`: torch's report only where the worker could not speak for itself."""
     if kind.__name__ == "SignalException":
         raise SystemExit(STOPPED + error.sigval)

@@ -734,7 +734,12 @@ def _results(some: Tensor, terms: int) -> tuple[Tensor, Tensor]:
 
 @_l1_kl.register_fake
 def _(
-    predictions: Sequence[Tensor], targets: Any, weights: Any, student_logits: Tensor | None, label: Any, needs: list[bool]
+    predictions: Sequence[Tensor],
+    targets: Any,
+    weights: Any,
+    student_logits: Tensor | None,
+    label: Any,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     terms = len(predictions) + (student_logits is not None)
     return *_results(_some(predictions, student_logits), terms), _gradients(predictions, student_logits, needs)

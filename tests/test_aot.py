@@ -81,7 +81,9 @@ def launches(case, dtype, samples, tiling):
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_normalise, "tilings", lambda *_: [tiling])
-        patch.setattr(_normalise, "launch", lambda kernel, _, *args, **constants: found.append((kernel, args, constants)))
+        patch.setattr(
+            _normalise, "launch", lambda kernel, _, *args, **constants: found.append((kernel, args, constants))
+        )
         _, mean, rstd = _normalise.forward(image(), scale, bias, residual, 1e-5, slope, pad, case.per_sample)
         folded = dtype if case.residual and pad else None
         _normalise.backward(image(pad), image(), scale, bias, mean, rstd, folded, 1e-5, slope, pad, case.per_sample)

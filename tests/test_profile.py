@@ -17,11 +17,11 @@ from dgfast.commands import cli, train
 from dgfast.commands import profile as command
 from dgfast.config import PRESETS
 from dgfast.errors import UserError
-from dgfast.training.frozen import frozen
+from dgfast.profiling import report as report_module
+from dgfast.profiling.measure import Iterations, Measurement, count, first_full_iteration, search
 from dgfast.profiling.peaks import card_peak
 from dgfast.profiling.trace import PHASES, STEPS, named, read
-from dgfast.profiling import report as report_module
-from dgfast.profiling.measure import Iterations, Measurement, first_full_iteration, count, search
+from dgfast.training.frozen import frozen
 from dgfast.training.step import weights_at
 
 SMALL = [

@@ -6,7 +6,7 @@
 namespace dgfast::cuda {
 namespace {
 
-// The place of a column in an ascending row, or -1.
+// The place of a column in an ascending row, or -1. Columns are looked up in the rows themselves, so no sums need room.
 __device__ int64_t find(const SparseRows& weights, int64_t row, int32_t column) {
   const int64_t begin = weights.offsets[row], size = weights.offsets[row + 1] - begin;
   const int64_t place = count_below(weights.columns + begin, size, column);
@@ -50,16 +50,13 @@ __global__ void __launch_bounds__(most_warps* warp_size)
 
 }  // namespace
 
-// Columns are looked up in the rows themselves: no room is needed for sums.
-int64_t average_workspace(int64_t, int64_t, int64_t) { return 0; }
-
-int average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t, int64_t row, int64_t rows, int64_t* counts,
-                  void*, void* stream) {
+int average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, int64_t* counts,
+                  void* stream) {
   return launch_warps(average_rows, Warps{rows, 0}, stream, lists, k2, weights, row, nullptr, counts, nullptr, nullptr);
 }
 
-int average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t, int64_t row, int64_t rows,
-                 const int64_t* offsets, int32_t* columns, float* values, void*, void* stream) {
+int average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, const int64_t* offsets,
+                 int32_t* columns, float* values, void* stream) {
   return launch_warps(average_rows, Warps{rows, 0}, stream, lists, k2, weights, row, offsets, nullptr, columns, values);
 }
 

@@ -5,9 +5,10 @@
 namespace dgfast::cuda {
 namespace {
 
-constexpr int64_t most_shared_members =
-    4096;  // of an expanded set, duplicates included; larger ones are built in the workspace
-constexpr int64_t workspace_bytes = 256 << 20;  // for that, unless least_warps need more
+// Members of an expanded set, duplicates included, that are kept in shared memory; larger sets are built in the
+// workspace, which takes so many bytes unless least_warps need more.
+constexpr int64_t most_shared_members = 4096;
+constexpr int64_t workspace_bytes = 256 << 20;
 constexpr int64_t least_warps = 16, most_workspace_warps = 1024;
 
 // Room for an expanded set, a power of two: R(i, near), the less than a third of each R(c, half) that is new, and the
@@ -150,7 +151,7 @@ cudaError_t expand(Neighbours lists, const int32_t* back, Reach reach, int64_t r
 
 }  // namespace
 
-int64_t expand_workspace(Neighbours, Reach reach, int64_t rows) {
+int64_t expand_workspace(Reach reach, int64_t rows) {
   const int64_t capacity = capacity_of(reach);
   return capacity <= most_shared_members ? 0 : workspace_warps(capacity, rows) * capacity * int64_t(sizeof(int32_t));
 }

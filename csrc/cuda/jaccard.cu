@@ -129,10 +129,10 @@ int invert_count(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64
                       reinterpret_cast<unsigned long long*>(counts));
 }
 
-int64_t invert_fill_workspace(int64_t n, int64_t) { return parts_of(n) * n * int64_t(sizeof(int)); }
+int64_t invert_fill_workspace(int64_t n) { return parts_of(n) * n * int64_t(sizeof(int)); }
 
-int invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t, const int64_t* offsets,
-                int32_t* rows_of, float* values, void* workspace, void* stream) {
+int invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, const int64_t* offsets, int32_t* rows_of,
+                float* values, void* workspace, void* stream) {
   const int64_t parts = parts_of(rows);
   int* places = static_cast<int*>(workspace);
   cudaError_t code = reported(cudaMemsetAsync(places, 0, parts * n * sizeof(int), static_cast<cudaStream_t>(stream)));

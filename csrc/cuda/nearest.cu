@@ -11,7 +11,7 @@ namespace {
 constexpr int longest = 4096;      // list: it is merged in shared memory
 constexpr int row_step = 8;        // values of a row that a lane holds at a time: loads in flight
 constexpr int row_buffer = 512;    // keys
-constexpr int column_step = 8;     // rows between two looks at the buffers
+constexpr int column_step = 8;     // rows after which the buffers are checked for room
 constexpr int column_buffer = 16;  // keys of one column that one warp holds back
 constexpr int column_pitch = warp_size + 1;
 constexpr int most_column_warps = 8;
@@ -250,10 +250,7 @@ int nearest_start(Lists lists, int64_t rows, void* stream) {
   return launch_warps(start_lists, Warps{rows, 0}, stream, lists);
 }
 
-// Everything is merged within shared memory.
-int64_t nearest_block_workspace(Block, Lists, bool) { return 0; }
-
-int nearest_block(Block block, const float* norms, Lists lists, bool symmetric, void*, void* stream) {
+int nearest_block(Block block, const float* norms, Lists lists, bool symmetric, void* stream) {
   if (block.rows == 0 || block.columns == 0) return cudaSuccess;
   if (lists.k > longest) return cudaErrorInvalidValue;
   const int64_t row_bytes = (2 * lists.k + row_buffer) * int64_t(sizeof(Key));

@@ -16,7 +16,9 @@ from dgfast.data import evaluation_batches
 from dgfast.errors import Diverged, Interrupted, UserError
 from dgfast.files import write_json, write_png, write_text
 from dgfast.models import DGNet, Teacher
-from dgfast.retrieval.evaluation import Protocol, evaluate, picture_rankings, table
+from dgfast.retrieval.evaluation import evaluate, table
+from dgfast.retrieval.features import FeatureSettings
+from dgfast.retrieval.visualise import ranking_figure
 from dgfast.synthesis import swap_matrix
 from dgfast.training.distributed import Workers
 from dgfast.training.samples import spread
@@ -145,14 +147,7 @@ def _keep_settings(config: Config, run: Path, workers: Workers) -> None:
 def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher, seconds: float) -> None:
     """Write the table, report.json and the pictures of a finished run, and print the table."""
     data, run = trainer.data, trainer.run
-    how = Protocol(
-        trainer.image_size,
-        config.evaluation.alpha,
-        config.evaluation.eval_batch_size,
-        config.data.loader_workers,
-        trainer.workers.device,
-        config.data.loader,
-    )
+    how = FeatureSettings.of(config.data, config.evaluation, trainer.workers.device)
     bodies = spread(data.query or data.train, 2 * SWAPS)
     if len(bodies) >= 2:
         images, _ = next(evaluation_batches(how.loader, bodies, how.image_size, len(bodies), device=how.device))
@@ -171,7 +166,7 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
     if data.query and data.gallery:
         result = evaluate(data, networks, teacher, how)
         report["scores"] = result.scores
-        picture_rankings(data, result.distances, run / "rankings.png")
+        ranking_figure(data.query, data.gallery, result.distances.numpy(), run / "rankings.png")
         text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n"
         write_text(text, run / "table.txt")
         print(f"\n{text}")

@@ -3,8 +3,9 @@ joined."""
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,18 +14,16 @@ from torch import Tensor
 
 from dgfast.errors import UserError
 
-from .stages import Lists, Stages
+from .backends import Backend, NeighbourLists, Progress
 
 Array = np.ndarray | torch.Tensor
+Metric = Literal["euclidean", "cosine"]
 
-METRICS = ("euclidean", "cosine")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _CHUNK = 1 << 18  # values converted at a time: 1 MiB, within the L2 cache
 _SAMPLE = 4096  # rows that say where the centre is
 _BLOCK_BYTES = 1 << 30  # of queries' distances to all images
 _REFINED = 1 << 24  # values compared at a time where distances of given neighbours are computed
-
-Ticks = Callable[[int], object]  # told how much more is done
 
 
 @dataclass(frozen=True)
@@ -112,14 +111,14 @@ def _as_tensor(side: np.ndarray, name: str) -> Tensor:
         return torch.from_numpy(side)
 
 
-def make_ready(query: Tensor, gallery: Tensor, metric: str, stages: Stages) -> Features:
+def make_ready(query: Tensor, gallery: Tensor, metric: str, backend: Backend) -> Features:
     """Features of both sides, converted, checked, normalised for metric "cosine", scaled and centred.
 
     Raises:
         UserError: a feature is NaN or infinite, or zero where it needs a direction; the row is named.
     """
     n, dims = len(query) + len(gallery), query.shape[1]
-    values = torch.empty((n, dims), dtype=torch.float32, device=stages.device)
+    values = torch.empty((n, dims), dtype=torch.float32, device=backend.device)
     rows = max(1, _CHUNK // dims)
     parts = values.split(rows)
     largest = 0.0
@@ -129,20 +128,20 @@ def make_ready(query: Tensor, gallery: Tensor, metric: str, stages: Stages) -> F
             part.copy_(side[first : first + rows])
             largest = max(largest, _largest(part, name, first))
     if metric == "cosine":
-        _normalise(parts, len(query), stages)
+        _normalise(parts, len(query), backend)
         largest = 1.0
     # Brings the largest value to 1 .. 2, so that no squared norm overflows; a power of two changes no digit.
     scale = 2.0 ** min(-math.floor(math.log2(largest)), 126) if largest > 0 else 1.0
     if scale != 1:
         for part in parts:
             part.mul_(scale)
-    centre = _centre(values, stages)
+    centre = _centre(values, backend)
     for part in parts:
         part.sub_(centre)
-    return Features(values, _lengths(parts, stages).square_().float(), scale, len(query))
+    return Features(values, _lengths(parts, backend).square_().float(), scale, len(query))
 
 
-def _centre(values: Tensor, stages: Stages) -> Tensor:
+def _centre(values: Tensor, backend: Backend) -> Tensor:
     """What is subtracted from every image [D], so that a common offset costs no digits.
 
     The squared distance comes from |x|^2 + |y|^2 - 2xy, which loses what the three terms have in common. The centre is
@@ -150,21 +149,21 @@ def _centre(values: Tensor, stages: Stages) -> Tensor:
     """
     mean = torch.empty(values.shape[1], dtype=torch.float64, device=values.device)
     sample = values[:: -(-len(values) // _SAMPLE)]
-    stages.each(1, lambda _: torch.mean(sample, 0, dtype=torch.float64, out=mean))
+    backend.each(1, lambda _: torch.mean(sample, 0, dtype=torch.float64, out=mean))
     offset = float(mean.abs().max())
     grain = 2.0 ** (math.floor(math.log2(offset)) - 3) if offset > 0 else 1.0
     return (mean / grain).round().mul(grain).float()
 
 
-def _lengths(parts: Sequence[Tensor], stages: Stages) -> Tensor:
+def _lengths(parts: Sequence[Tensor], backend: Backend) -> Tensor:
     """Euclidean lengths of all rows, [N] float64."""
-    lengths = torch.empty(sum(map(len, parts)), dtype=torch.float64, device=stages.device)
+    lengths = torch.empty(sum(map(len, parts)), dtype=torch.float64, device=backend.device)
     places = lengths.split(len(parts[0]))
 
     def measure(i: int) -> None:
         torch.linalg.vector_norm(parts[i], dim=1, dtype=torch.float64, out=places[i])
 
-    stages.each(len(parts), measure)
+    backend.each(len(parts), measure)
     return lengths
 
 
@@ -181,9 +180,9 @@ def _largest(part: Tensor, name: str, first: int) -> float:
     )
 
 
-def _normalise(parts: Sequence[Tensor], queries: int, stages: Stages) -> None:
+def _normalise(parts: Sequence[Tensor], queries: int, backend: Backend) -> None:
     """Divide every row by its length."""
-    lengths = _lengths(parts, stages)[:, None]
+    lengths = _lengths(parts, backend)[:, None]
     if not lengths.all():
         row = int((lengths[:, 0] == 0).int().argmax())
         name, row = ("query", row) if row < queries else ("gallery", row - queries)
@@ -199,15 +198,15 @@ class Tiles:
     """Blocks of products of features, always cut at the same places, so that a product has one value wherever it is
     used."""
 
-    def __init__(self, features: Features, stages: Stages):
-        self._features, self._stages = features, stages
+    def __init__(self, features: Features, backend: Backend):
+        self._features, self._backend = features, backend
         n = len(features.values)
         # Rows halve as images double, so that the queries' rows of a tile stay within _BLOCK_BYTES.
-        rows, self.columns = stages.tile
+        rows, self.columns = backend.tile
         while rows > 64 and 4 * rows * n > _BLOCK_BYTES:
             rows //= 2
         self.rows = rows
-        self._room = torch.empty(min(rows, n) * min(self.columns, n), device=stages.device)
+        self._room = torch.empty(min(rows, n) * min(self.columns, n), device=backend.device)
 
     def bands(self, first: int, stop: int) -> list[tuple[int, int]]:
         """The bands of rows [start, end) that hold the images first .. stop - 1."""
@@ -226,19 +225,25 @@ class Tiles:
         for column in range(first_column, n, self.columns):
             width = min(self.columns, n - column)
             values = self._room[: (end - start) * width].view(end - start, width)
-            self._stages.multiply(x[start:end], x[column : column + width], values)
+            self._backend.multiply(x[start:end], x[column : column + width], values)
             yield column, values
 
 
-def in_units_of_input(lists: Lists, features: Features) -> Neighbours:
-    """Lists as the user sees them."""
+def in_units_of_input(lists: NeighbourLists, features: Features) -> Neighbours:
+    """NeighbourLists as the user sees them."""
     unit = features.scale**-2
     return Neighbours(lists.indices, _scaled(lists.distances, unit), _scaled(lists.farthest, unit))
 
 
 def nearest_lists(
-    features: Features, stages: Stages, tiles: Tiles, k: int, rows: range | None, keep: Tensor | None, ticks: Ticks
-) -> Lists:
+    features: Features,
+    backend: Backend,
+    tiles: Tiles,
+    k: int,
+    rows: range | None,
+    keep: Tensor | None,
+    progress: Progress,
+) -> NeighbourLists:
     """The k nearest images of `rows` (None: of all, in half the products).
 
     Args:
@@ -246,35 +251,35 @@ def nearest_lists(
     """
     n, queries = len(features.values), features.queries
     symmetric = rows is None
-    lists = stages.start(0 if symmetric else rows.start, n if symmetric else len(rows), k)
+    lists = backend.start(0 if symmetric else rows.start, n if symmetric else len(rows), k)
     for band in tiles.bands(0, n) if symmetric else [(rows.start, rows.stop)]:
         start, end = band
         if symmetric:
             for column, values in tiles.products(band, start):
-                stages.nearest_block(values, start, column, features.norms, lists, True)
+                backend.nearest_block(values, start, column, features.norms, lists, True)
                 if keep is not None and start < queries and column + values.shape[1] > queries:
                     skip = max(0, queries - column)
                     place = column + skip - queries
                     part = values[: queries - start, skip:]
                     keep[start : start + len(part), place : place + part.shape[1]] = part
-                ticks(values.numel())
+                progress(values.numel())
             continue
         for first in range(start, end, tiles.rows):
             for column, values in tiles.products((first, min(first + tiles.rows, end)), 0):
-                stages.nearest_block(values, first, column, features.norms, lists, False)
-                ticks(values.numel())
+                backend.nearest_block(values, first, column, features.norms, lists, False)
+                progress(values.numel())
     return lists
 
 
 def given_lists(
-    neighbours: Neighbours, features: Features, stages: Stages, k: int, tiles: Tiles, ticks: Ticks
-) -> Lists:
+    neighbours: Neighbours, features: Features, backend: Backend, k: int, tiles: Tiles, progress: Progress
+) -> NeighbourLists:
     """The first k of the neighbours that the caller has, checked, completed and ordered by (distance, index).
 
     Raises:
         UserError: shapes, types or values do not fit.
     """
-    n, device = len(features.values), stages.device
+    n, device = len(features.values), backend.device
     indices = _given(neighbours.indices, "indices", torch.int64, device)
     if indices.ndim != 2 or len(indices) != n or indices.shape[1] < k:
         raise UserError(
@@ -300,11 +305,11 @@ def given_lists(
     distances, order = distances.gather(1, order).sort(dim=1, stable=True)
     indices = indices.gather(1, order)
     if neighbours.farthest is None:
-        farthest = nearest_lists(features, stages, tiles, 1, None, None, ticks).farthest
+        farthest = nearest_lists(features, backend, tiles, 1, None, None, progress).farthest
     else:
         farthest = _scaled(_given(neighbours.farthest, "farthest", torch.float64, device), features.scale**2)
         _check_distances(farthest, "farthest", (n,))
-    return Lists(distances[:, :k].contiguous(), indices[:, :k].int().contiguous(), farthest)
+    return NeighbourLists(distances[:, :k].contiguous(), indices[:, :k].int().contiguous(), farthest)
 
 
 def _given(array: Array, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:

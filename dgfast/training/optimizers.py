@@ -105,7 +105,9 @@ def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig) 
     return Adam(parameters, rate, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 
-def _sgd(network: AppearanceEncoder | Teacher, backbone_rate: float, head_rate: float, weight_decay: float) -> Optimizer:
+def _sgd(
+    network: AppearanceEncoder | Teacher, backbone_rate: float, head_rate: float, weight_decay: float
+) -> Optimizer:
     backbone = list(network.backbone.parameters())
     inside = set(backbone)
     heads = [p for p in network.parameters() if p not in inside]

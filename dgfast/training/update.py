@@ -75,5 +75,7 @@ class Update:
             self.precision.scaler.unscale_(optimizer)
         # While fp16's loss scale settles, the gradients of one optimiser may not be finite, and its step is skipped.
         # The norm is then infinite, and clipping by it makes the other optimisers' gradients 0 instead of NaN.
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).nan_to_num(torch.inf, torch.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).nan_to_num(
+            torch.inf, torch.inf
+        )
         nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
