@@ -147,10 +147,12 @@ def _keep_settings(config: Config, run: Path, workers: Workers) -> None:
 def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher, seconds: float) -> None:
     """Write the table, report.json and the pictures of a finished run, and print the table."""
     data, run = trainer.data, trainer.run
-    how = FeatureSettings.of(config.data, config.evaluation, trainer.workers.device)
+    settings = FeatureSettings.of(config.data, config.evaluation, trainer.workers.device)
     bodies = spread(data.query or data.train, 2 * SWAPS)
     if len(bodies) >= 2:
-        images, _ = next(evaluation_batches(how.loader, bodies, how.image_size, len(bodies), device=how.device))
+        images, _ = next(
+            evaluation_batches(settings.loader, bodies, settings.image_size, len(bodies), device=settings.device)
+        )
         structures, appearances = images.chunk(2)
         write_png(swap_matrix(networks, structures, appearances).numpy(), run / "swaps.png")
     report = {
@@ -159,12 +161,12 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         "train_identities": data.num_classes,
         "cameras": data.num_cameras,
         "train_seconds": round(seconds, 1),
-        "device": torch.cuda.get_device_name(how.device) if how.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else "cpu",
         "precision": trainer.precision.name,
         "torch": torch.__version__,
     }
     if data.query and data.gallery:
-        result = evaluate(data, networks, teacher, how)
+        result = evaluate(data, networks, teacher, settings)
         report["scores"] = result.scores
         ranking_figure(data.query, data.gallery, result.distances.numpy(), run / "rankings.png")
         text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n"
