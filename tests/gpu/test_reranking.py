@@ -16,8 +16,6 @@ from dgfast.retrieval import rerank, reranking
 from dgfast.retrieval.backends import CudaBackend, TorchBackend
 from tests.test_cuda_reranking import GOLDENS, on_a_grid
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 @pytest.mark.parametrize(
     ("n", "queries", "k1", "k2", "variant"),
