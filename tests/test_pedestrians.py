@@ -169,7 +169,9 @@ def test_truth_with_ones_own_clothes_is_the_image(made):
         jpeg = cv2.imdecode(cv2.imencode(".jpg", own.image[..., ::-1], [1, own.quality])[1], 1)
         assert np.array_equal(jpeg, read(out / structure.path))
         truth = read(out / "swap_truth" / f"{index:05d}.png")[..., ::-1]
-        assert np.array_equal(truth, render_swap(world, structure.shot, SIZE, wearer=swap.wearer, owner=swap.owner).image)
+        assert np.array_equal(
+            truth, render_swap(world, structure.shot, SIZE, wearer=swap.wearer, owner=swap.owner).image
+        )
         error = np.square(read(out / structure.path)[..., ::-1].astype(float) - own.image).mean()
         assert 10 * np.log10(255**2 / error) > 30
 

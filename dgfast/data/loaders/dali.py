@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -121,9 +120,7 @@ def evaluation_batches(
         return
     device = torch.device(device)
     batches = _whole_images(records, image_size, batch)
-    running = _Running(
-        batches, min(batch, len(records)), image_size, max(1, workers), _EVALUATION_PREFETCH, device
-    )
+    running = _Running(batches, min(batch, len(records)), image_size, max(1, workers), _EVALUATION_PREFETCH, device)
     start = 0
     try:
         for _, images, _ in running:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-
 Encoded = bytes | np.ndarray
 """The content of a file: bytes or [n] uint8."""
 
