@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -255,7 +255,7 @@ class _Running:
                 dtype=[types.DALIDataType.UINT8, types.DALIDataType.FLOAT, types.DALIDataType.FLOAT],
                 ndim=[1, 1, 1],
             )
-            pixels = fn.resize(
+            pixels: Any = fn.resize(
                 _decoded(encoded, device),
                 size=image_size,
                 roi_start=region[:2],
