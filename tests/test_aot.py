@@ -81,7 +81,7 @@ def launches(case, dtype, samples, tiling):
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_normalise, "tilings", lambda *_: [tiling])
-        patch.setattr(_normalise, "launch", lambda kernel, _, *args, **constants: found.append((kernel, args, constants)))
+        patch.setattr(_normalise, "launch", lambda kernel, _, *args, **kw: found.append((kernel, args, kw)))
         _, mean, rstd = _normalise.forward(image(), scale, bias, residual, 1e-5, slope, pad, case.per_sample)
         folded = dtype if case.residual and pad else None
         _normalise.backward(image(pad), image(), scale, bias, mean, rstd, folded, 1e-5, slope, pad, case.per_sample)
@@ -154,8 +154,9 @@ def cuts(case, dtype, sizes=(8, 48, 384)):
 
 HEADER = f"""# Registers and shared memory of the normalising kernels
 
-Written by `DGFAST_AOT=all python -m pytest tests/test_aot.py` with {TOOLS}; do not edit. Each cell: registers a thread /
-bytes of shared memory a program. Nothing spills; every tensor of images is read and written 16 bytes at a time.
+Written by `DGFAST_AOT=all python -m pytest tests/test_aot.py` with {TOOLS}; do not edit.
+Each cell: registers a thread / bytes of shared memory a program. Nothing spills; every tensor of images is read and
+written 16 bytes at a time.
 
 | kernel | call | format | tile: pixels x channels | {" | ".join(f"sm_{capability}" for capability in CAPABILITIES)} |
 |{"---|" * (4 + len(CAPABILITIES))}
