@@ -1,5 +1,4 @@
-"""The normalising operations: which way is taken, what is refused, and the kernels themselves in Triton's
-interpreter."""
+"""The normalisations: which way they take, what they refuse, and their kernels in Triton's interpreter."""
 
 import os
 import subprocess

@@ -1,8 +1,7 @@
-"""The normalising kernels compiled for GPUs that are not here: no spills, 16-byte accesses, registers as in
-tests/goldens/kernels_normalise.md.
+"""The normalising kernels compiled for GPUs that are not here: no spills, 16-byte accesses, registers as in the table.
 
-By default a part of the launches; with DGFAST_AOT=all every one that tuning may choose at the networks' shapes, and the
-table is written anew.
+The table is tests/goldens/kernels_normalise.md. By default a part of the launches is compiled; with DGFAST_AOT=all
+every one that tuning may choose at the networks' shapes, and the table is written anew.
 """
 
 import re

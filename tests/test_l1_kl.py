@@ -1,5 +1,4 @@
-"""The combined L1/KL loss: its eager reference against the objective's terms, its kernels in the interpreter and
-compiled."""
+"""The combined L1/KL loss: the eager reference against the objective's terms, the kernels interpreted and compiled."""
 
 import contextlib
 import functools

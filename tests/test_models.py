@@ -1,4 +1,4 @@
-"""Shapes, sizes, files: the networks besides their numbers, which test_goldens.py checks."""
+"""The networks' shapes, sizes and files; test_goldens.py checks their numbers."""
 
 import dataclasses
 
