@@ -9,8 +9,8 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # what the kernels read and write
 
-# Whether the kernels run in Triton's interpreter, on the CPU, as the tests have it. Triton settles this when a kernel is
-# defined, so it is read once, here, before any is.
+# Whether the kernels run in Triton's interpreter, on the CPU, as the tests have it. Triton settles this when a kernel
+# is defined, so it is read once, here, before any is.
 INTERPRETED = triton.knobs.runtime.interpret
 
 _counts: Counter[str] = Counter()

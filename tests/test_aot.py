@@ -1,8 +1,7 @@
-"""The normalising kernels compiled for GPUs that are not here: no spills, 16-byte accesses, registers as in
-tests/goldens/kernels_normalise.md.
+"""The normalising kernels compiled for GPUs that are not here: no spills, 16-byte accesses, registers as in the table.
 
-By default a part of the launches; with DGFAST_AOT=all every one that tuning may choose at the networks' shapes, and the
-table is written anew.
+The table is tests/goldens/kernels_normalise.md. By default a part of the launches is compiled; with DGFAST_AOT=all
+every one that tuning may choose at the networks' shapes, and the table is written anew.
 """
 
 import re
@@ -81,9 +80,7 @@ def launches(case, dtype, samples, tiling):
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_normalise, "tilings", lambda *_: [tiling])
-        patch.setattr(
-            _normalise, "launch", lambda kernel, _, *args, **constants: found.append((kernel, args, constants))
-        )
+        patch.setattr(_normalise, "launch", lambda kernel, _, *args, **kw: found.append((kernel, args, kw)))
         _, mean, rstd = _normalise.forward(image(), scale, bias, residual, 1e-5, slope, pad, case.per_sample)
         folded = dtype if case.residual and pad else None
         _normalise.backward(image(pad), image(), scale, bias, mean, rstd, folded, 1e-5, slope, pad, case.per_sample)
@@ -156,8 +153,9 @@ def cuts(case, dtype, sizes=(8, 48, 384)):
 
 HEADER = f"""# Registers and shared memory of the normalising kernels
 
-Written by `DGFAST_AOT=all python -m pytest tests/test_aot.py` with {TOOLS}; do not edit. Each cell: registers a thread /
-bytes of shared memory a program. Nothing spills; every tensor of images is read and written 16 bytes at a time.
+Written by `DGFAST_AOT=all python -m pytest tests/test_aot.py` with {TOOLS}; do not edit.
+Each cell: registers a thread / bytes of shared memory a program. Nothing spills; every tensor of images is read and
+written 16 bytes at a time.
 
 | kernel | call | format | tile: pixels x channels | {" | ".join(f"sm_{capability}" for capability in CAPABILITIES)} |
 |{"---|" * (4 + len(CAPABILITIES))}
