@@ -60,7 +60,7 @@ def clustered(queries: int, gallery: int, seed: int = 0) -> dict[str, np.ndarray
 
 
 def dense(query: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int = 6, lambda_: float = 0.3) -> np.ndarray:
-    """docs/method, section 5, with dense N x N matrices in NumPy: what users have had."""
+    """docs/method.md, section 4, with dense N x N matrices in NumPy: what users have had."""
     features = np.concatenate([query, gallery])
     n, q = len(features), len(query)
     norms = np.square(features).sum(1)

@@ -17,7 +17,7 @@ import torch
 from dgfast import _rerank
 from dgfast.retrieval import backends, rerank, reranking
 from tests.cuda_on_cpu.extension import Extension
-from tests.cuda_on_cpu.machine import SOURCES, Machine, Nearest, Reach, Sparse, build, poisoned
+from tests.cuda_on_cpu.machine import SOURCES, Machine, Reach, Sparse, build, poisoned
 from tests.cuda_on_cpu.oracle import Setting, dense, distances, random_case, symmetric_products, weights
 
 ROOT = Path(__file__).parents[1]
