@@ -25,7 +25,7 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def dense(query, gallery, k1=20, k2=6, lambda_=0.3, variant="zhong", ordered=None):
-    """docs/method, section 5, line by line with N x N matrices in fp64; `ordered` replaces the sort."""
+    """docs/method.md, section 4, line by line with N x N matrices in fp64; `ordered` replaces the sort."""
     features = np.concatenate([query, gallery]).astype(np.float64)
     d = np.stack([np.square(features - x).sum(1) for x in features])
     order = np.argsort(d, axis=1, kind="stable") if ordered is None else ordered

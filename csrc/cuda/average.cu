@@ -13,9 +13,9 @@ __device__ int64_t find(const SparseRows& weights, int64_t row, int32_t column) 
   return place < size && weights.columns[begin + place] == column ? begin + place : -1;
 }
 
-// A warp to an image, a lane to an entry of its neighbours' rows: a column belongs to the first row that holds it, and
-// its sum is taken from there on, neighbour by neighbour. Writes how many columns there are to counts where offsets is
-// null, else them.
+// One warp per image, one lane per entry of its neighbours' rows. A column belongs to the first of these rows that
+// holds it; its sum starts there and goes on neighbour by neighbour. Without offsets the number of columns is written
+// to counts, with offsets the columns and their values.
 __global__ void __launch_bounds__(most_warps* warp_size)
     average_rows(Warps warps, Neighbours lists, int64_t k2, SparseRows weights, int64_t row,
                  const int64_t* __restrict__ offsets, int64_t* counts, int32_t* columns, float* values) {

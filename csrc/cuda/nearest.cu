@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(most_warps* warp_size) start_lists(Warps warps
   if (lane_number() == 0) lists.farthest[row] = 0;
 }
 
-// A warp to a row. Shared memory: two lists and the buffer.
+// One warp per row. Its shared memory holds two lists and the buffer.
 __global__ void __launch_bounds__(most_warps* warp_size)
     enter_rows(Warps warps, Block block, const float* __restrict__ norms, Lists lists, bool symmetric) {
   const int64_t r = warp_number();
@@ -139,8 +139,9 @@ struct ColumnSpace {
   }
 };
 
-// A block to 32 columns of a symmetric block, reading squared distances above the diagonal: each warp takes every so
-// many rows, each lane a column, so that the loads are whole lines; buffers are emptied when any is nearly full.
+// One thread block per 32 columns of a symmetric block, whose squared distances above the diagonal are read. A lane
+// takes a column and a warp some of the rows, so that a warp loads whole cache lines. All buffers are emptied when one
+// is nearly full.
 __global__ void __launch_bounds__(most_column_warps* warp_size) enter_columns(Block block, Lists lists) {
   const int warps = static_cast<int>(blockDim.x / warp_size), warp = static_cast<int>(threadIdx.x / warp_size),
             lane = lane_number();
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(most_column_warps* warp_size) enter_columns(Bl
   }
 }
 
-// A warp to a piece of a row.
+// One warp per piece of a row.
 constexpr int64_t piece = 4096;
 __global__ void __launch_bounds__(most_warps* warp_size)
     turn_into_distances(Warps warps, Block block, const float* __restrict__ norms, int64_t pieces) {

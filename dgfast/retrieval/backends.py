@@ -304,8 +304,10 @@ class CpuBackend(_ExtensionBackend):
     tile = (1024, 2048)  # with the features of its rows and columns it stays in the last-level cache
 
     def __init__(self, instruction_set: str = ""):
-        """Args:
-        instruction_set: "scalar", "avx2" or "avx512", for tests; "" is the best that the processor has.
+        """On the CPU.
+
+        Args:
+            instruction_set: "scalar", "avx2" or "avx512", for tests; "" is the best that the processor has.
         """
         super().__init__(torch.device("cpu"))
         self._set = instruction_set
@@ -350,8 +352,10 @@ class TorchBackend(_Backend):
     tile = (4096, 8192)
 
     def __init__(self, device: torch.device):
-        """Args:
-        device: any device of torch.
+        """On a device.
+
+        Args:
+            device: any device of torch.
         """
         super().__init__(device)
         self._cpu = CpuBackend()
@@ -434,8 +438,10 @@ class CudaBackend(_ExtensionBackend):
     tile = (8192, 16384)
 
     def __init__(self, device: torch.device):
-        """Args:
-        device: a CUDA device.
+        """On a CUDA device.
+
+        Args:
+            device: a CUDA device; the extension was built with CUDA.
         """
         super().__init__(device)
         self._torch = TorchBackend(device)
@@ -459,9 +465,10 @@ class CudaBackend(_ExtensionBackend):
         self, values: Tensor, row: int, column: int, norms: Tensor, lists: NeighbourLists, symmetric: bool
     ) -> None:
         """As `CpuBackend.nearest_block`."""
-        takes = lists.distances.shape[1] <= _rerank.cuda.longest_list()
-        backend = super() if takes else self._torch
-        backend.nearest_block(values, row, column, norms, lists, symmetric)
+        if lists.distances.shape[1] <= _rerank.cuda.longest_list():
+            super().nearest_block(values, row, column, norms, lists, symmetric)
+        else:
+            self._torch.nearest_block(values, row, column, norms, lists, symmetric)
 
     def smallest(self, block: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """As `CpuBackend.smallest`."""
@@ -494,7 +501,7 @@ def exact_products(device: torch.device) -> Iterator[None]:
         device: where the products are computed.
     """
     # torch has older and newer switches, and refuses products while they contradict each other; so both are set.
-    switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     older, newer = torch.get_float32_matmul_precision(), [switch.fp32_precision for switch in switches]
     try:
         torch.set_float32_matmul_precision("highest")

@@ -109,9 +109,9 @@ def rerank(
         out: [Q, G] float32, contiguous, of query's kind and device: receives the result. An np.memmap keeps it on disk.
         progress: title of progress bars on stderr, "" for none.
     Returns:
-        [Q, G] float32 of query's kind and on its device, 0 .. 1, smaller is nearer. On one machine the bits are the same
-        for any number of threads and any instruction set of the extension. Of neighbours at equal distances the lower
-        index comes first.
+        [Q, G] float32 of query's kind and on its device, 0 .. 1, smaller is nearer. On one machine the bits are
+            the same for any number of threads and any instruction set of the extension. Of neighbours at equal
+            distances the lower index comes first.
     Raises:
         UserError: a shape, dtype, value or setting does not fit, or memory would not suffice; the message says what to
             do.

@@ -1,4 +1,4 @@
-"""A picture of rankings: in each row a query and its nearest gallery images, right ones framed green, wrong ones red."""
+"""A picture of rankings: in each row a query and its nearest gallery images, framed green if right and red if wrong."""
 
 from collections.abc import Sequence
 from pathlib import Path
