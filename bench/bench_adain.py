@@ -1,10 +1,9 @@
-"""How fast the normalising operations are at the networks' shapes: eager, torch.compile and Triton; forward, backward,
-both.
+"""How fast the normalisations are at the networks' shapes: eager, torch.compile and Triton; forward, backward, both.
 
 On a GPU a CUDA graph repeats the call over sets of tensors that together exceed the L2 cache, so that neither the host
-nor a warm cache is measured; the fraction is of the card's own copy bandwidth, for the bytes that must move at least.
-On a CPU eager and torch.compile run at the smallest batch. Nothing is timed before its result agrees with the reference
-in fp64.
+nor a warm cache is measured. The bytes that must move at least, divided by the time, are given as a fraction of the
+card's own copy bandwidth. On a CPU eager and torch.compile run at the smallest batch. Nothing is timed before its
+result agrees with the reference in fp64.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,16 @@ BEYOND_L2 = 512 * 2**20  # bytes
 
 
 class Call(NamedTuple):
-    """One use in the networks; x is [N, C, H, W]."""
+    """One use in the networks.
+
+    name: who makes it.
+    shape: x's [N, C, H, W].
+    injected: with scale and bias.
+    residual: with a residual.
+    slope: LeakyReLU's; 1.0: no activation.
+    pad: width of the border, pixels.
+    per_sample: layer norm.
+    """
 
     name: str
     shape: tuple[int, int, int, int]
@@ -43,7 +51,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of the reference's la
 
 
 class Tensors(NamedTuple):
-    """A call's inputs, in the order of `run`, and the gradient that comes back."""
+    """What a call takes.
+
+    inputs: in the order of `operation`'s arguments.
+    upstream: the gradient that comes back.
+    """
 
     inputs: tuple[Tensor, ...]
     upstream: Tensor
@@ -76,7 +88,7 @@ def operation(call: Call, impl: str) -> Callable[..., Tensor]:
 
 
 def check(call: Call, run: Callable[..., Tensor], data: Tensors) -> None:
-    """Output and gradients against fp64, over two samples: no sample knows of another."""
+    """Compare output and gradients of the first two samples with fp64; no sample depends on another."""
     out = run(*data.inputs)
     found = torch.autograd.grad(out, data.inputs, data.upstream)
     few = [t[:2] if t.shape[0] == call.shape[0] and not (call.per_sample and t.ndim == 1) else t for t in data.inputs]
@@ -92,8 +104,7 @@ def check(call: Call, run: Callable[..., Tensor], data: Tensors) -> None:
 
 
 def least_bytes(call: Call, itemsize: int, direction: str) -> int:
-    """Every tensor of images read or written once: x, residual, out; x, gradient, dx, and a bordered residual's
-    gradient."""
+    """Bytes if every image moves once: x, residual, out; x, gradient, dx and a bordered residual's gradient."""
     n, c, h, w = call.shape
     plain, bordered = n * c * h * w * itemsize, n * c * (h + 2 * call.pad) * (w + 2 * call.pad) * itemsize
     forward = plain + bordered + plain * call.residual

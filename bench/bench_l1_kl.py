@@ -1,7 +1,8 @@
 """The combined L1/KL loss of one iteration: eager, torch.compile and the kernel; forward, backward and both.
 
-On a GPU at the real shapes (images 256x128, batch 8 and 64 a stream, 751 identities), with the fraction of the card's
-copy bandwidth that the least possible traffic makes of the time; on a CPU eager against torch.compile, at small shapes.
+On a GPU it runs at the real shapes: images of 256x128, batches of 8 and 64 a stream, 751 identities. The bytes that
+must move at least, divided by the time, are given as a fraction of the card's copy bandwidth. On a CPU eager is
+compared with torch.compile at small shapes.
 """
 
 import functools
@@ -42,7 +43,7 @@ def case(batch, dtype):
 
 
 def check(loss, leaves, arguments):
-    """Values and gradients against the reference: nothing is timed before."""
+    """Compare values and gradients with the reference; nothing is timed before."""
     total, terms = loss(*arguments)
     right, right_terms = l1_kl_loss(*arguments, impl="eager")
     torch.testing.assert_close(total, right, rtol=1e-5, atol=1e-5)

@@ -1,9 +1,9 @@
-"""How fast ready batches arrive: DALI against the torchvision loader on the same cores, against bare JPEG decoding,
-and, on a GPU, against a training step.
+"""How fast ready batches arrive: DALI against the torchvision loader on the same cores, against bare JPEG decoding, and
+against a training step.
 
 `pytest bench/bench_loading.py --benchmark -s` prints images/s of each case and the ratios of one run. All cases read
-the same files from memory, 128x64 as Market-1501's, and deliver 256x128; each has as many threads or processes as this
-process has cores.
+the same files from memory, 128x64 as those of Market-1501, and deliver 256x128. Each has as many threads or processes
+as this process has cores.
 """
 
 import io
@@ -28,7 +28,7 @@ DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device(
 CORES = len(os.sched_getaffinity(0))
 IDENTITIES, IMAGES_EACH = 64, 4
 BATCH = 8  # samples a stream: 32 images a batch
-BATCHES, ROUNDS = 20, 5  # of a round; the best round counts
+BATCHES, ROUNDS = 20, 5  # batches of a round; the best round counts
 STEPS = 30 if DEVICE.type == "cuda" else 2
 
 rates: dict[str, float] = {}  # images/s of the cases so far
@@ -36,7 +36,7 @@ rates: dict[str, float] = {}  # images/s of the cases so far
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """Coarse colours and fine noise, 128x64, quality 90: 4 to 5 KB a file, as real pedestrians."""
+    """Coarse colours and fine noise, 128x64, quality 90: 4 to 5 KB per file, as pictures of real pedestrians have."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("images")
     found = []
@@ -83,9 +83,8 @@ def measure(benchmark, name, run, images):
         print(f"\n{name}: {rates[name]:.0f} images/s on {CORES} cores")
 
 
-@pytest.mark.parametrize(
-    "kind", ["torchvision", "dali"]
-)  # in this order: the processes are forked before DALI's threads exist
+# In this order, so that processes are forked before there are threads of DALI.
+@pytest.mark.parametrize("kind", ["torchvision", "dali"])
 def test_ready_batches(benchmark, records, kind):
     loader = loader_of(kind, records)
     check(loader, records)
@@ -94,7 +93,7 @@ def test_ready_batches(benchmark, records, kind):
 
 
 def test_bare_decoding(benchmark, records):
-    """DALI's decoder and nothing else, on the CPU: what no loader on these cores can exceed."""
+    """DALI's decoder and nothing else, on the CPU: no loader on these cores can be faster."""
     from nvidia.dali import Pipeline, fn, types
 
     files = [np.fromfile(r.path, np.uint8) for r in records][: 4 * BATCH]
@@ -138,10 +137,9 @@ def test_share_of_a_step_spent_waiting(records, request, kind):
         batch = next(loader)
         waiting += time.perf_counter() - asked
         losses = stage.step(batch, iteration)
-        losses["g/total"].item()  # the card has nothing left to do: the next batch is waited for in full
+        losses["g/total"].item()  # waits for the device, which is then idle while the next batch is not there
     seconds = time.perf_counter() - began
     loader.close()
     rate = STEPS * 4 * BATCH / seconds
-    print(
-        f"\n{kind}: a step takes {seconds / STEPS * 1e3:.0f} ms, {rate:.0f} images/s, {waiting / seconds:.2%} of it waiting"
-    )
+    step = f"a step takes {seconds / STEPS * 1e3:.0f} ms, {rate:.0f} images/s"
+    print(f"\n{kind}: {step}, {waiting / seconds:.2%} of it waiting")

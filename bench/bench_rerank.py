@@ -1,13 +1,13 @@
-"""Re-ranking against one bare product of all features with all: time, CPU time and peak memory, on clustered features,
-D = 1024.
+"""Re-ranking against one bare product of all features with all: time, CPU time and peak memory, on clustered features
+of length 1024.
 
     python bench/bench_rerank.py --size market      3368 x 15,913, all distances; the dense NumPy oracle with --oracle
     python bench/bench_rerank.py --size msmt17      11,659 x 82,161, metrics from blocks
     python bench/bench_rerank.py --size metrics     CMC and mAP of Market-1501's size from distances
-    python bench/bench_rerank.py --size scaling     N = 5,000 ... 100,000, and each stage's exponent
+    python bench/bench_rerank.py --size scaling     N = 5,000 ... 100,000, and each step's exponent
 
 Every measurement is a process of its own, so that peaks do not mix; on a GPU (--device cuda) the CPU's numbers come
-beside it. `pytest bench/bench_rerank.py --benchmark` times the stages at small sizes after checking them.
+beside it. `pytest bench/bench_rerank.py --benchmark` times the functions at a small size after checking them.
 """
 
 import argparse
@@ -27,13 +27,13 @@ import pytest
 import torch
 
 from dgfast.retrieval import RankedHits, cmc_map, rerank, rerank_blocks, reranking
-from dgfast.retrieval.stages import stages_for
+from dgfast.retrieval.backends import backend_for
 
 SIZES = {"market": (3368, 15913), "msmt17": (11659, 82161), "small": (336, 1973)}
 SCALING = (5000, 10000, 20000, 50000, 100000)
 DIMS = 1024
 GIB = 2**30
-STAGES = ("weights", "average", "invert", "jaccard")
+STEPS = ("weights", "average", "invert", "jaccard")
 
 
 def clustered(queries: int, gallery: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -60,7 +60,7 @@ def clustered(queries: int, gallery: int, seed: int = 0) -> dict[str, np.ndarray
 
 
 def dense(query: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int = 6, lambda_: float = 0.3) -> np.ndarray:
-    """docs/method, section 5, with dense N x N matrices in NumPy: what users have had."""
+    """docs/method.md, section 4, with dense N x N matrices in NumPy: what users have had."""
     features = np.concatenate([query, gallery])
     n, q = len(features), len(query)
     norms = np.square(features).sum(1)
@@ -112,9 +112,12 @@ def bare_product(features: torch.Tensor) -> None:
 
 @contextmanager
 def watched(device: torch.device):
-    """Seconds by stage, the products inside as "product"; on a GPU a stage waits for its end."""
+    """Yields seconds by step, which are counted within the context; the products are the step "product".
+
+    On a GPU each step is waited for, so that its time is its own.
+    """
     spent: dict[str, float] = defaultdict(float)
-    kind, restore = type(stages_for(device)), []
+    kind, restore = type(backend_for(device)), []
 
     def wait() -> None:
         if device.type == "cuda":
@@ -136,7 +139,7 @@ def watched(device: torch.device):
 
     watch(reranking, "make_ready", "features")
     labels = {"multiply": "product", "nearest_block": "nearest", "distances_block": "distances"}
-    for name in (*labels, *STAGES):
+    for name in (*labels, *STEPS):
         watch(kind, name, labels.get(name, name))
     try:
         yield spent
@@ -180,7 +183,7 @@ def child(task: str, folder: Path, device: torch.device) -> dict:
     torch.mm(gallery[:2048], gallery[:2048].t())
     with watched(device) as spent:
         taken = measured((lambda: rerank(query, gallery)) if task == "matrix" else blocks, device)
-    taken |= {"stages": dict(spent)}
+    taken |= {"steps": dict(spent)}
     if task == "blocks":
         taken |= {"rank1": hits.scores().rank1, "mAP": hits.scores().mAP}
     features = torch.cat([query, gallery])
@@ -204,24 +207,24 @@ def measure(task: str, queries: int, gallery: int, device: str) -> dict:
 
 def table(rows: list[dict]) -> str:
     lines = [
-        f"{'task':<10}{'device':<8}{'Q x G':>16}{'seconds':>10}{'CPU s':>9}{'GiB':>7}{'bare s':>9}{'ratio':>8}  stages"
+        f"{'task':<10}{'device':<8}{'Q x G':>16}{'seconds':>10}{'CPU s':>9}{'GiB':>7}{'bare s':>9}{'ratio':>8}  steps"
     ]
     for row in rows:
-        stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row.get("stages", {}).items())
+        steps = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row.get("steps", {}).items())
         compared = f"{row['bare_seconds']:>9.2f}{row['ratio']:>8.2f}" if "ratio" in row else f"{'-':>9}{'-':>8}"
         size = f"{row['queries']} x {row['gallery']}"
         numbers = (
             f"{row['seconds']:>10.2f}{row['cpu_seconds']:>9.2f}{row.get('device_peak_gib', row['peak_gib']):>7.2f}"
         )
-        lines.append(f"{row['task']:<10}{row['device']:<8}{size:>16}{numbers}{compared}  {stages}")
+        lines.append(f"{row['task']:<10}{row['device']:<8}{size:>16}{numbers}{compared}  {steps}")
     return "\n".join(lines)
 
 
 def exponents(rows: list[dict]) -> dict[str, float]:
-    """The slope of log seconds over log N by stage."""
+    """The slope of log seconds over log N by step."""
     n = np.log([row["queries"] + row["gallery"] for row in rows])
     names = {"total": [row["seconds"] for row in rows], "bare product": [row["bare_seconds"] for row in rows]}
-    names |= {name: [row["stages"].get(name, np.nan) for row in rows] for name in rows[0]["stages"]}
+    names |= {name: [row["steps"].get(name, np.nan) for row in rows] for name in rows[0]["steps"]}
     return {name: round(float(np.polyfit(n, np.log(seconds), 1)[0]), 2) for name, seconds in names.items()}
 
 

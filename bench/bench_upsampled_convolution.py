@@ -1,7 +1,6 @@
-"""How fast the decoder's 5x5 convolutions behind an upsampling are: plain, and on the small image; forward and
-backward.
+"""How fast the decoder's 5x5 convolutions behind an upsampling are: plain, and on the small image; both directions.
 
-The ratio of the two is what counts: 25 taps against 9, at best 2.8. Nothing is timed before its result agrees with the
+What counts is the ratio of the two: 25 taps against 9, at best 2.8. Nothing is timed before its result agrees with the
 plain form in fp64.
 """
 

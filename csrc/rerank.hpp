@@ -1,12 +1,12 @@
-// The interface of the re-ranking extension: k-reciprocal re-ranking (Zhong et al., CVPR 2017; docs/reranking) in
-// stages. Below it there is no Python; bindings.cpp is the only file above it.
+// The interface of the re-ranking extension: k-reciprocal re-ranking (Zhong et al., CVPR 2017; docs/reranking.md), step
+// by step. Nothing below it knows Python; above it are only the bindings*.cpp files.
 //
 // Images are numbered 0 .. n-1, the Q queries first, then the G gallery images; ids are int32 (n < 2^31, which the
 // caller checks), every offset and every address is int64. All arrays are dense and row-major. The caller allocates
-// everything; a stage whose output length is not known beforehand comes as a counting and a filling function.
+// everything; a step whose output length is not known beforehand comes as a counting and a filling function.
 //
-// dgfast::cpu and dgfast::cuda have the same stages under the same names. The cuda ones take device pointers, a
-// cudaStream_t as void*, only enqueue work, and return a cudaError_t as int (0: no error). Stages with a `workspace`
+// dgfast::cpu and dgfast::cuda have the same steps under the same names. The cuda ones take device pointers, a
+// cudaStream_t as void*, only enqueue work, and return a cudaError_t as int (0: no error). Steps with a `workspace`
 // get at least NAME_workspace(...) bytes of device memory, aligned to 256, whose content is theirs during the call.
 //
 // Distance here always means the squared Euclidean distance d2. Order of neighbours: by (d2, id), so the lower id wins
@@ -28,20 +28,11 @@ const char* name(InstructionSet set);
 // Threads an OpenMP parallel region may use; 1 in a build without OpenMP.
 int max_threads();
 
-// A CUDA runtime call's outcome: code 0 is success.
-struct CudaDevices {
-  int count;
-  int code;
-};
-
-// The CUDA devices in sight; count 0 with the runtime's code where there is no driver. CUDA builds only.
-CudaDevices cuda_devices();
-
 // The CUDA runtime's text for a code. CUDA builds only.
 const char* cuda_error_text(int code);
 
 // d2 = max(0, (a + b) - 2 p) from the squared norms a, b and the inner product p, and exactly 0 where that is at most
-// zero_below * (a + b): the product's rounding error is of that size, so equal images are at distance 0 on every
+// zero_below * (a + b). The rounding error of the product is of that size, so equal images are at distance 0 on every
 // device.
 inline constexpr float zero_below = 0x1p-20f;
 
@@ -94,10 +85,10 @@ void nearest_start(Lists lists, int64_t rows);
 
 // Takes a block of inner products, turns it into d2 in place and enters it into the lists.
 //   norms [n]: squared norms. Self-distances count as exactly 0.
-//   symmetric: the block is one of those that cover the upper triangle (with the diagonal) once; only elements with
-//   column
-//     >= row count (the others' values afterwards are unspecified) and each serves the lists of its row and of its
-//     column, so lists.first is 0 and they hold all n images. Otherwise every element counts, for its row's list only.
+//   symmetric: the block is one of those that cover the upper triangle (with the diagonal) once. Only elements whose
+//     column is at least their row count; what the others hold afterwards is not specified. Each element serves the
+//     list of its row and that of its column, so the lists are those of all n images. Without `symmetric` every element
+//     counts, and serves the list of its row only.
 // The lists do not depend on the order in which blocks are entered.
 void nearest_block(Block block, const float* norms, Lists lists, bool symmetric, InstructionSet set);
 
@@ -105,8 +96,8 @@ void nearest_block(Block block, const float* norms, Lists lists, bool symmetric,
 void distances_block(Block block, const float* norms, InstructionSet set);
 
 // --- reciprocal ------------------------------------------------------------------------------------------------------
-// back [n, near]: for image i and its a-th neighbour j, the place of i among j's first `near`, or `near` if it is not
-// there.
+// back [n, near]: for image i and its a-th neighbour j, the place of i among j's first `near`, or `near` where i is not
+// among them.
 void reciprocal(Neighbours lists, int64_t near, int32_t* back);
 
 // --- expand ----------------------------------------------------------------------------------------------------------
@@ -124,9 +115,9 @@ void expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float
                  int64_t row, int64_t rows, const int64_t* offsets, int32_t* columns, float* values,
                  InstructionSet set);
 
-// --- average (the k2 expansion)
-// --------------------------------------------------------------------------------------- Row i becomes the mean of the
-// rows of its first k2 neighbours, 1 <= k2 <= Neighbours::k; `weights` holds all n rows.
+// --- average ---------------------------------------------------------------------------------------------------------
+// The k2 expansion: row i becomes the mean of the rows of its first k2 neighbours, 1 <= k2 <= Neighbours::k; `weights`
+// holds all n rows.
 void average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, int64_t* counts);
 void average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, const int64_t* offsets,
                   int32_t* columns, float* values);
@@ -145,11 +136,12 @@ void invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, const
 void jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery,
              float lambda, bool squared, float* block);
 
-// --- what is read off the final distances
-// ------------------------------------------------------------------------------ The k smallest of each row of values
-// [rows, columns], ascending by (value, column). No NaN. lists.first is 0, lists.farthest is not touched.
+// --- smallest --------------------------------------------------------------------------------------------------------
+// The k smallest of each row of values [rows, columns], ascending by (value, column). No NaN. lists.first is 0, and
+// lists.farthest is not touched.
 void smallest(const float* values, int64_t rows, int64_t columns, Lists lists, InstructionSet set);
 
+// --- hit ranks -------------------------------------------------------------------------------------------------------
 // For each hit (row r's are hit_offsets[r] .. hit_offsets[r + 1] - 1 of hits) its 0-based rank in its row of values
 // [rows, columns] by (value, column), not counting the columns of `ignored` (by row, likewise) and `junk` (of every
 // row; count junk_count); no hit is ignored. Returns the first row that holds NaN, or -1 if none does; ranks
@@ -172,32 +164,28 @@ namespace cuda {
 int64_t longest_list();
 
 int nearest_start(Lists lists, int64_t rows, void* stream);
-int64_t nearest_block_workspace(Block block, Lists lists, bool symmetric);
-int nearest_block(Block block, const float* norms, Lists lists, bool symmetric, void* workspace, void* stream);
+int nearest_block(Block block, const float* norms, Lists lists, bool symmetric, void* stream);
 int distances_block(Block block, const float* norms, void* stream);
 
 int reciprocal(Neighbours lists, int64_t near, int32_t* back, void* stream);
 
-int64_t expand_workspace(Neighbours lists, Reach reach, int64_t rows);  // of expand_count and of expand_fill
+int64_t expand_workspace(Reach reach, int64_t rows);  // of expand_count and of expand_fill
 int expand_count(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows, int64_t* counts,
                  void* workspace, void* stream);
 int expand_fill(Neighbours lists, const int32_t* back, Reach reach, const float* features, int64_t dims, bool squared,
                 int64_t row, int64_t rows, const int64_t* offsets, int32_t* columns, float* values, void* workspace,
                 void* stream);
 
-// longest: the most entries that k2 rows of `weights` have together, at most (the caller knows k2 times the longest
-// row).
-int64_t average_workspace(int64_t k2, int64_t longest, int64_t rows);  // of average_count and of average_fill
-int average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t longest, int64_t row, int64_t rows,
-                  int64_t* counts, void* workspace, void* stream);
-int average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t longest, int64_t row, int64_t rows,
-                 const int64_t* offsets, int32_t* columns, float* values, void* workspace, void* stream);
+int average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, int64_t* counts,
+                  void* stream);
+int average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, const int64_t* offsets,
+                 int32_t* columns, float* values, void* stream);
 
-// As cpu's, ascending rows included.
+// As in cpu, the ascending order included.
 int invert_count(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t* counts, void* stream);
-int64_t invert_fill_workspace(int64_t n, int64_t entries);
-int invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t entries, const int64_t* offsets,
-                int32_t* rows_of, float* values, void* workspace, void* stream);
+int64_t invert_fill_workspace(int64_t n);
+int invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, const int64_t* offsets, int32_t* rows_of,
+                float* values, void* workspace, void* stream);
 
 int64_t jaccard_workspace(int64_t rows, int64_t gallery);
 int jaccard(SparseRows weights, SparseRows inverted, const float* farthest, int64_t row, int64_t rows, int64_t gallery,

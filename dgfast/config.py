@@ -357,7 +357,7 @@ def from_json(values: dict[str, Any]) -> Config:
 
 def _decode(value: Any, kind: Any) -> Any:
     """A JSON value as the type that a field is annotated with."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         unknown = set(value) - hints.keys()
         if unknown:

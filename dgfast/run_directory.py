@@ -1,13 +1,13 @@
 """A run directory: what it holds, how it is made, found again and read.
 
-    config.json             every setting of the run
-    checkpoints/            STAGE-NNNNNNNN.pt, the last two of each stage
-    teacher.safetensors     the trained teacher (baseline)
-    model.safetensors       the trained DG-Net
-    metrics.jsonl           losses and speed, a line each `--log-every` iterations; tensorboard/ holds the same
-    samples/NNNNNNNN.png    people in each other's clothes while the training goes on
-    table.txt, report.json  scores of the finished run
-    swaps.png, rankings.png pictures of the finished run
+config.json             every setting of the run
+checkpoints/            STAGE-NNNNNNNN.pt, the last two of each stage
+teacher.safetensors     the trained teacher (baseline)
+model.safetensors       the trained DG-Net
+metrics.jsonl           losses and speed, a line each `--log-every` iterations; tensorboard/ holds the same
+samples/NNNNNNNN.png    people in each other's clothes while the training goes on
+table.txt, report.json  scores of the finished run
+swaps.png, rankings.png pictures of the finished run
 """
 
 import json
@@ -82,7 +82,9 @@ def read_config(run: Path) -> Config:
     """
     file = run / CONFIG
     if not file.is_file():
-        raise UserError(f"{run} holds no {CONFIG}; expected a run directory: look into the folder given as --out (runs)")
+        raise UserError(
+            f"{run} holds no {CONFIG}; expected a run directory: look into the folder given as --out (runs)"
+        )
     try:
         return from_json(json.loads(file.read_text()))
     except (json.JSONDecodeError, TypeError, KeyError) as error:

@@ -45,12 +45,11 @@ def _is_news(record: logging.LogRecord) -> bool:
     """Whether a log record tells a user something new."""
     if record.msg.startswith("Sending process"):  # it ends the other processes
         return False
-    return not (record.msg.startswith("failed (exitcode") and record.args and record.args[0] in _REPORTED)
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    return not (record.msg.startswith("failed (exitcode") and arguments and arguments[0] in _REPORTED)
 
 
-def _leave_with_the_workers_status(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
+def _leave_with_the_workers_status(kind: type[BaseException], error: Any, traceback: TracebackType | None) -> None:
     """The agent's `sys.excepthook`: torch's report only where the worker could not speak for itself."""
     if kind.__name__ == "SignalException":
         raise SystemExit(STOPPED + error.sigval)

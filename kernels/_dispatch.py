@@ -9,8 +9,8 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # what the kernels read and write
 
-# Whether the kernels run in Triton's interpreter, on the CPU, as the tests have it. Triton settles this when a kernel is
-# defined, so it is read once, here, before any is.
+# Whether the kernels run in Triton's interpreter, on the CPU, as the tests have it. Triton settles this when a kernel
+# is defined, so it is read once, here, before any is.
 INTERPRETED = triton.knobs.runtime.interpret
 
 _counts: Counter[str] = Counter()
@@ -23,25 +23,27 @@ def fallbacks() -> dict[str, int]:
     of the eager path is not: it is made once, with the graph.
 
     Returns:
-        The number of times by reason, over all operations; empty if every call went straight to its kernel.
+        The number of times by "operation: reason"; empty if every call went straight to its kernel.
     """
     return dict(_counts)
 
 
-def count(reason: str) -> None:
+def count(operation: str, reason: str) -> None:
     """Add one to a reason of `fallbacks`.
 
     Args:
+        operation: its name.
         reason: what happened, in a few words.
     """
     if not torch.compiler.is_compiling():
-        _counts[reason] += 1
+        _counts[f"{operation}: {reason}"] += 1
 
 
-def takes_triton(impl: str, tensors: Sequence[Tensor], reason: str | None = None) -> bool:
+def takes_triton(operation: str, impl: str, tensors: Sequence[Tensor], reason: str | None = None) -> bool:
     """Decide whether a call takes the kernels; if `impl` leaves the choice and they do not apply, count why.
 
     Args:
+        operation: its name.
         impl: "triton", "eager", or "auto": Triton wherever the kernels apply.
         tensors: all inputs of the call.
         reason: what the operation itself has against these inputs, beyond what every kernel requires (`obstacle`).
@@ -55,13 +57,13 @@ def takes_triton(impl: str, tensors: Sequence[Tensor], reason: str | None = None
     if impl == "eager":
         return False
     if impl not in ("auto", "triton"):
-        raise ValueError(f"impl is {impl!r}, expected 'auto', 'triton' or 'eager'")
+        raise ValueError(f"{operation}: impl is {impl!r}, expected 'auto', 'triton' or 'eager'")
     reason = obstacle(tensors, any_device=impl == "triton" and INTERPRETED) or reason
     if reason is None:
         return True
     if impl == "triton":
-        raise ValueError(f"impl='triton' does not apply: {reason}; use impl='auto'")
-    count(reason)
+        raise ValueError(f"{operation}: impl='triton' does not apply: {reason}; use impl='auto'")
+    count(operation, reason)
     return False
 
 

@@ -423,8 +423,8 @@ def _split_sums(
     factor, bias = _affine(scale_ptr, bias_ptr, n, scale_n, bias_n, c, C, rstd, BLOCK_C)
     start = piece * chunk
     sum_d, sum_dx = _sum_gradients(
-        x_ptr + n * x_n, x_h, x_w, grad_ptr + n * grad_n, grad_h, grad_w, c, C, H, start, tl.minimum(start + chunk, pixels),
-        mean, factor, bias, slope, W, PAD, ACTIVATE, BLOCK_S, BLOCK_C,
+        x_ptr + n * x_n, x_h, x_w, grad_ptr + n * grad_n, grad_h, grad_w, c, C, H,
+        start, tl.minimum(start + chunk, pixels), mean, factor, bias, slope, W, PAD, ACTIVATE, BLOCK_S, BLOCK_C,
     )  # fmt: skip
     at = (n * pieces + piece) * C + c
     tl.store(part_scale_ptr + at, sum_dx * rstd, mask=c < C)
@@ -491,8 +491,8 @@ def _split_backward(
         dresidual_ptr += n * H * W * C
     start = piece * chunk
     _write_gradient(
-        x_ptr + n * x_n, x_h, x_w, grad_ptr + n * grad_n, grad_h, grad_w, dx_ptr + n * H * W * C, dresidual_ptr, c, C, H,
-        start, tl.minimum(start + chunk, H * W), mean, factor, bias, linear, constant, slope,
+        x_ptr + n * x_n, x_h, x_w, grad_ptr + n * grad_n, grad_h, grad_w, dx_ptr + n * H * W * C, dresidual_ptr,
+        c, C, H, start, tl.minimum(start + chunk, H * W), mean, factor, bias, linear, constant, slope,
         W, PAD, ACTIVATE, BLOCK_S, BLOCK_C,
     )  # fmt: skip
 
@@ -530,12 +530,12 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     kernel[(programs,)](*args, **constants)
 
 
-def _channels_last(x: Tensor, name: str) -> Tensor:
+def _channels_last(x: Tensor, name: str, per_sample: bool) -> Tensor:
     """x with its channels innermost: itself, if the kernels can read it through its strides."""
     span = sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True))
     if (x.stride(1) == 1 or x.shape[1] == 1) and span < 2**31:
         return x
-    count(f"{name} converted to channels-last")
+    count("layer_norm" if per_sample else "adain", f"{name} converted to channels-last")
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -578,8 +578,8 @@ def forward(
         The output [N, C, H + 2 pad, W + 2 pad], channels-last, and mean and rstd, [N, C] or [N], fp32.
     """
     out, mean, rstd = _empty_forward(x, pad, per_sample)
-    x = _channels_last(x, "x")
-    residual = residual if residual is None else _channels_last(residual, "residual")
+    x = _channels_last(x, "x", per_sample)
+    residual = residual if residual is None else _channels_last(residual, "residual", per_sample)
     scale, bias = _rows(scale), _rows(bias)
     n, c, h, w = x.shape
     tensors = (x, scale, bias, residual, out, mean, rstd)
@@ -628,23 +628,23 @@ def backward(
 
     Args:
         grad: [N, C, H + 2 pad, W + 2 pad], gradient of the output.
-        x: as in `forward`; so are scale, bias, eps, slope, pad and per_sample.
-        scale: see x.
-        bias: see x.
-        mean: that `forward` returned.
-        rstd: that `forward` returned.
-        residual_dtype: dtype of the residual's gradient; None: it is not wanted.
-        eps: see x.
-        slope: see x.
-        pad: see x.
-        per_sample: see x.
+        x: [N, C, H, W], the input of `forward`.
+        scale: as given to `forward`.
+        bias: as given to `forward`.
+        mean: [N, C] or [N], as `forward` returned it.
+        rstd: [N, C] or [N], as `forward` returned it.
+        residual_dtype: dtype of the residual's gradient; None: that is not wanted.
+        eps: as given to `forward`.
+        slope: as given to `forward`.
+        pad: as given to `forward`, pixels.
+        per_sample: as given to `forward`.
 
     Returns:
         Gradients of x, scale, bias and residual. Those of scale and bias are empty, [0], where these are None, and the
         residual's where it is not wanted.
     """
     dx, dscale, dbias, dresidual = _empty_backward(x, scale, bias, residual_dtype)
-    grad, x = _channels_last(grad, "gradient"), _channels_last(x, "x")
+    grad, x = _channels_last(grad, "gradient", per_sample), _channels_last(x, "x", per_sample)
     scale, bias = _rows(scale), _rows(bias)
     n, c, h, w = x.shape
     tensors = (x, grad, scale, bias, mean, rstd)

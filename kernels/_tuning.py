@@ -67,13 +67,11 @@ def tilings(itemsize: int, samples: int, channels: int, pixels: int, per_sample:
 _chosen: dict[Hashable, Tiling] = {}
 
 
-def run_fastest(
-    device: torch.device, call: Hashable, candidates: list[Tiling], run: Callable[[Tiling], None]
-) -> None:
+def run_fastest(device: torch.device, call: Hashable, candidates: list[Tiling], run: Callable[[Tiling], None]) -> None:
     """Run with the tiling that is fastest for this kind of call; the first such call on a GPU times the candidates.
 
-    The tiling decides the order in which sums are formed. So where torch is told to be deterministic the first candidate
-    is taken untimed; likewise while a CUDA graph is captured, where nothing can be timed.
+    The tiling decides the order in which sums are formed. So where torch is told to be deterministic the first
+    candidate is taken untimed; likewise while a CUDA graph is captured, where nothing can be timed.
 
     Args:
         device: that the kernels run on.

@@ -33,9 +33,9 @@ def adain_eager(
     values = wide(x)
     weight = None if scale is None else scale.to(values.dtype).reshape(-1)
     shift = None if bias is None else bias.to(values.dtype).reshape(-1)
-    # Every plane becomes a channel of one batch of size 1: instance norm with a scale and a bias for each plane. A single
-    # sample is such a batch already, and must not be reshaped: the strides that it would get lead torch 2.11's CPU
-    # backward astray.
+    # Every plane becomes a channel of one batch of size 1: instance norm with a scale and a bias for each plane. A
+    # single sample is such a batch already, and must not be reshaped: the strides that it would get lead torch 2.11's
+    # CPU backward astray.
     planes = values if n == 1 else values.reshape(1, n * c, *x.shape[2:])
     y = F.batch_norm(planes, None, None, weight, shift, training=True, eps=eps)
     return finish(y if n == 1 else y.view(x.shape), x.dtype, residual, slope, pad)
@@ -59,8 +59,8 @@ def adain(
 
     Args:
         x: [N, C, H, W], any floating dtype; statistics are fp32 (fp64 for fp64). Best channels-last or the inside of a
-            channels-last tensor, `padded[..., 1:-1, 1:-1]`; the kernels' other layouts are converted first and counted in
-            `fallbacks`.
+            channels-last tensor, `padded[..., 1:-1, 1:-1]`; the kernels' other layouts are converted first and counted
+            in `fallbacks`.
         scale: [N, C], or None together with bias: plain instance norm.
         bias: [N, C], or None together with scale.
         eps: added to the variance.
@@ -85,6 +85,6 @@ def adain(
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"adain: residual has shape {tuple(residual.shape)}, expected x's {tuple(x.shape)}")
     tensors = [t for t in (x, scale, bias, residual) if t is not None]
-    if takes_triton(impl, tensors, unsuitable(x, pad)):
+    if takes_triton("adain", impl, tensors, unsuitable(x, pad)):
         return normalise(x, scale, bias, residual, eps, slope, pad, False)[0]
     return adain_eager(x, scale, bias, residual, eps, slope, pad)

@@ -1,10 +1,13 @@
-"""A reflected border that costs no memory besides itself and keeps the memory format, where no fused kernel writes it.
+"""A reflected border, where no fused kernel writes it, that costs no memory besides itself and keeps the memory format.
 
-torch's own padding keeps its input for the backward pass, of which it wants the shape alone; and on a GPU it answers in
-contiguous format, whatever it is given, and adds gradients up in no fixed order. Here the output of a channels-last
-input is channels-last, the gradients of the border are added in a fixed order, and the function can be differentiated
-twice.
+torch's own padding keeps its input for the backward pass, which needs only the shape. On a GPU it answers in contiguous
+format, whatever it is given, and adds gradients up in no fixed order. Here the output of a channels-last input is
+channels-last, the border's gradients are added in a fixed order, and the function can be differentiated twice.
+
+Tests: tests/test_memory_format.py, against torch's padding, exactly.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +16,28 @@ from torch.autograd import Function
 
 
 def reflect(x: Tensor, pad: int) -> Tensor:
-    """[N, C, H, W] -> [N, C, H + 2 pad, W + 2 pad] with a reflected border; pad at most min(H, W) - 1.
+    """Write a reflected border around x.
 
-    On a GPU the result is channels-last. It is its own memory: what follows may work in place.
+    Args:
+        x: [N, C, H, W].
+        pad: width of the border in pixels, 0 to min(H, W) - 1.
+
+    Returns:
+        [N, C, H + 2 pad, W + 2 pad]; on a GPU channels-last. Unless pad is 0 it shares no memory with x, so that what
+        follows may work in place.
     """
     if pad == 0:
         return x
-    if torch.compiler.is_compiling() and not x.is_cuda:  # the compiler decides itself what to keep
+    if torch.compiler.is_compiling() and not x.is_cuda:  # the compiler itself decides what to keep
         return F.pad(x, (pad,) * 4, mode="reflect")
     return _Reflect.apply(x, pad)
 
 
 class _Reflect(Function):
+    """[N, C, H, W] -> [N, C, H + 2 pad, W + 2 pad]."""
+
     @staticmethod
-    def forward(ctx, x: Tensor, pad: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, pad: int) -> Tensor:
         ctx.pad = pad
         if not x.is_cuda:
             return F.pad(x, (pad,) * 4, mode="reflect")
@@ -34,36 +45,38 @@ class _Reflect(Function):
         out = torch.empty(
             (n, c, h + 2 * pad, w + 2 * pad), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
         )
-        # As channels-last memory, rows and columns are the first two of three dimensions: [1, N, H, W, C].
+        # torch pads three dimensions without regard to the format. As channels-last memory, [1, N, H, W, C], they are
+        # rows, columns and channels, and the border of the last is 0.
         volume, into = (t.permute(0, 2, 3, 1).unsqueeze(0) for t in (x, out))
         torch.ops.aten.reflection_pad3d.out(volume, (0, 0, pad, pad, pad, pad), out=into)
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _Fold.apply(grad, ctx.pad), None
 
 
 class _Fold(Function):
-    """The transpose of `_Reflect`: border pixels added to those that they show."""
+    """The transpose of `_Reflect`: each pixel of the border is added to the one that it shows."""
 
     @staticmethod
-    def forward(ctx, grad: Tensor, pad: int) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, pad: int) -> Tensor:
         ctx.pad = pad
         if not grad.is_cuda:
             n, c, h, w = grad.shape
-            shape = grad.new_empty((n, c, h - 2 * pad, w - 2 * pad))  # read for its shape and format alone
+            shape = grad.new_empty((n, c, h - 2 * pad, w - 2 * pad))  # only its shape and format are read
             if grad.is_contiguous(memory_format=torch.channels_last):
                 shape = shape.to(memory_format=torch.channels_last)
             return torch.ops.aten.reflection_pad2d_backward(grad, shape, (pad,) * 4)
         return _folded(_folded(grad, 2, pad), 3, pad)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _Reflect.apply(grad, ctx.pad), None
 
 
 def _folded(grad: Tensor, dim: int, pad: int) -> Tensor:
+    """The fold along one dimension."""
     size = grad.shape[dim] - 2 * pad
     out = grad.narrow(dim, pad, size).clone(memory_format=torch.channels_last)
     for i in range(1, pad + 1):

@@ -26,6 +26,7 @@ tests/interpreted/l1_kl_cases.py, and compiles them for three GPUs. Speed: bench
 bandwidth has been measured yet (docs/benchmarks.md).
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,10 +74,11 @@ def l1_kl_eager(
     factors = list(weights)
     terms = [F.l1_loss(p.to(dtype), t.detach().to(dtype)) for p, t in pairs]
     if student_logits is not None:
-        label = teacher_logits.to(dtype).softmax(-1).mean(0) if labels is None else labels.to(dtype)
-        terms.append(F.kl_div(student_logits.to(dtype).log_softmax(1), label.detach(), reduction="batchmean"))
+        label = labels if teacher_logits is None else teacher_logits.to(dtype).softmax(-1).mean(0)
+        assert label is not None  # checked by `_check`
+        terms.append(F.kl_div(student_logits.to(dtype).log_softmax(1), label.to(dtype).detach(), reduction="batchmean"))
         factors.append(kl_weight)
-    total = sum(factor * term for factor, term in zip(factors, terms, strict=True))
+    total = functools.reduce(torch.add, [factor * term for factor, term in zip(factors, terms, strict=True)])
     return total, torch.stack(terms).detach()
 
 
@@ -154,8 +156,8 @@ def _l1_alike(
     lane = tl.arange(0, TILE)
     total = tl.zeros((TILE,), tl.float32)
     left = size - first
-    # Whole tiles carry no mask. The size is not known when the kernel is compiled, and a mask made of it would have every
-    # value loaded by itself.
+    # Whole tiles carry no mask. The size is not known when the kernel is compiled, and a mask made of it would have
+    # every value loaded by itself.
     whole = tl.minimum(left // TILE, tiles).to(tl.int32)
     for i in range(whole):
         total += _l1_tile(p + i * TILE, t + i * TILE, g + i * TILE, lane, True, scale, GRADIENT, False)
@@ -172,7 +174,8 @@ def _l1_strided(
 ):  # fmt: skip
     """As `_l1_alike` for tensors that lie differently in memory.
 
-    Elements are counted in the gradient's order, [., n1, n2, n3]; strides p0..p3 of the prediction, t0..t3 of the target.
+    Elements are counted in the gradient's order, [., n1, n2, n3]; strides p0..p3 of the prediction, t0..t3 of the
+    target.
     """
     p = _at(prediction, DTYPE_P, False)
     t = _at(target, DTYPE_T, False)
@@ -211,8 +214,8 @@ def _l1_kind(
     gradient = _pick(gradients, starts, program, LO, HI)
     size = _pick(sizes, starts, program, LO, HI)
     scale = _pick_float(scales, starts, program, LO, HI)
-    # A tile has as many bytes, not as many elements, for each dtype. With one length for all, Triton would distribute all
-    # kinds over the threads alike, and convert through shared memory where that does not suit. A strided tile is a
+    # A tile has as many bytes, not as many elements, for each dtype. With one length for all, Triton would distribute
+    # all kinds over the threads alike, and convert through shared memory where that does not suit. A strided tile is a
     # quarter as long, because its addresses take many registers.
     LENGTH: tl.constexpr = TILE * 8 // DTYPE_P.primitive_bitwidth
     first = (program - _pick(starts, starts, program, LO, HI)) * tiles * LENGTH
@@ -312,15 +315,16 @@ def _kl_row(
 )  # fmt: skip
 def _forward_kernel(
     partials_ptr, starts, predictions, targets, gradients, sizes, scales, layouts, tiles,
-    student_ptr, label_ptr, student_gradient_ptr, rows, views, classes, student_stride, view_stride, label_stride, kl_scale,
+    student_ptr, label_ptr, student_gradient_ptr, rows, views, classes, student_stride, view_stride, label_stride,
+    kl_scale,
     KINDS: tl.constexpr, KL: tl.constexpr, TEACHER: tl.constexpr, KL_GRADIENT: tl.constexpr, VIEWS: tl.constexpr,
     TILE: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     """One partial sum a program: first the rows of the divergence, then the pairs in chunks of tiles * TILE bytes.
 
     partials_ptr: [programs], fp32.
-    starts, predictions, targets, gradients, sizes, scales: tuples, one entry a pair: its first program, three addresses,
-        its number of elements, and the size of its gradient's values.
+    starts, predictions, targets, gradients, sizes, scales: tuples, one entry a pair: its first program, three
+        addresses, its number of elements, and the size of its gradient's values.
     layouts: (n1, n2, n3, p0..p3, t0..t3) of each pair of a strided kind; these pairs come first.
     student_ptr, label_ptr, student_gradient_ptr: as in `_kl_row`.
     KINDS: of each kind LO, HI, the dtypes of prediction and target, strided, aligned, gradient, wide; see `_Kind`.
@@ -356,8 +360,8 @@ def _reduce_kernel(
     partials_ptr: [programs], fp32.
     terms_ptr: [TERMS], fp32.
     total_ptr: [], fp32; it already holds the total of earlier terms where MORE.
-    firsts, counts, sizes, weights: tuples, one entry a term: its first partial sum, their number, what divides their sum,
-        its weight.
+    firsts, counts, sizes, weights: tuples, one entry a term: its first partial sum, their number, what divides their
+        sum, its weight.
     longest: the largest count.
     ROWS: TERMS rounded up to a power of two.
     """
@@ -692,8 +696,8 @@ def _l1_kl(
     Args:
         predictions: one a pair, any shapes.
         targets: of the predictions' shapes.
-        weights: [pairs + 1], fp64 on the CPU, the divergence's last. Were they numbers, torch.compile would take them for
-            constants, and compile anew in every iteration in which one grows.
+        weights: [pairs + 1], fp64 on the CPU, the divergence's last. Were they numbers, torch.compile would take them
+            for constants, and compile anew in every iteration in which one grows.
         student_logits: [N, K], or None: no divergence.
         label: the teacher's logits [V, N, K], or probabilities [N, K]; None without student_logits.
         needs: [pairs + 1]: whether each prediction, and then the student, needs its gradient.
@@ -734,7 +738,12 @@ def _results(some: Tensor, terms: int) -> tuple[Tensor, Tensor]:
 
 @_l1_kl.register_fake
 def _(
-    predictions: Sequence[Tensor], targets: Any, weights: Any, student_logits: Tensor | None, label: Any, needs: list[bool]
+    predictions: Sequence[Tensor],
+    targets: Any,
+    weights: Any,
+    student_logits: Tensor | None,
+    label: Any,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     terms = len(predictions) + (student_logits is not None)
     return *_results(_some(predictions, student_logits), terms), _gradients(predictions, student_logits, needs)
@@ -797,8 +806,8 @@ def l1_kl_loss(
     teacher and labels are constants.
 
     Args:
-        pairs: (prediction, target), each pair of one shape; fp32, bf16 or fp16, mixed as they come; any strides. Nothing
-            is copied, unless the two lie so differently that more than four dimensions remain after merging.
+        pairs: (prediction, target), each pair of one shape; fp32, bf16 or fp16, mixed as they come; any strides.
+            Nothing is copied, unless the two lie so differently that more than four dimensions remain after merging.
         weights: one number a pair.
         student_logits: [N, K], or None: no divergence.
         teacher_logits: [V, N, K]: V views of the images, whose softmaxes are averaged to the soft label.
@@ -818,7 +827,7 @@ def l1_kl_loss(
             unknown impl, or "triton" where it does not apply.
     """
     inputs = _check(pairs, weights, student_logits, teacher_logits, labels)
-    if not takes_triton(impl, inputs):
+    if not takes_triton("l1_kl_loss", impl, inputs):
         return l1_kl_eager(pairs, weights, student_logits, teacher_logits, labels, kl_weight)
     if student_logits is not None and student_logits.dtype == torch.float16:
         student_logits = student_logits.float()  # its gradient without a loss scale is too small for fp16

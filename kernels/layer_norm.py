@@ -69,6 +69,6 @@ def layer_norm(
     for name, value in (("gamma", gamma), ("beta", beta)):
         if value.shape != x.shape[1:2]:
             raise ValueError(f"layer_norm: {name} has shape {tuple(value.shape)}, expected [C] = {tuple(x.shape[1:2])}")
-    if takes_triton(impl, [x, gamma, beta], unsuitable(x, pad)):
+    if takes_triton("layer_norm", impl, [x, gamma, beta], unsuitable(x, pad)):
         return normalise(x, gamma, beta, None, eps, slope, pad, True)[0]
     return layer_norm_eager(x, gamma, beta, eps, slope, pad)

@@ -1,6 +1,8 @@
-"""What several test files share."""
+"""What several test files share, and which tests see a GPU."""
 
 import os
+import signal
+from pathlib import Path
 
 # One thread a process: spinning OpenMP threads on a loaded machine cost more than they give on tensors this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -8,6 +10,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from tests import tiny
+
+GPU_TESTS = Path(__file__).parent / "gpu"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from every run but `pytest tests/gpu`.
+
+    The other tests compare bits and count processes, which is done on the CPU; with a GPU in sight they would use it.
+    CUDA reads the variable once per process, so that a run either sees GPUs or does not.
+    """
+    asked = [Path(word.split("::")[0]).resolve() for word in config.args]
+    if not all(path.is_relative_to(GPU_TESTS) for path in asked):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # A shell starts background jobs with SIGINT ignored, and so would be every process that a test starts.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

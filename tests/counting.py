@@ -1,4 +1,4 @@
-"""What a piece of work costs, without a clock: floating-point operations and ATen calls, and who spends them."""
+"""What a piece of work costs, without a clock: floating-point operations and ATen calls, by network."""
 
 import bisect
 from collections import Counter
@@ -13,10 +13,18 @@ from torch.utils.flop_counter import flop_registry
 class Cost(TorchDispatchMode):
     """Counts within its context, backward passes included.
 
-    flops: of convolutions and matrix products, multiplications and additions, as torch.utils.flop_counter counts them.
-    calls: operators that reach the dispatcher, views among them; a kernel of dgfast is one. `calls_by` and `flops_by`
-    hold them by (phase, network, operator): the phase is what `phase` was set to last; the network one of `networks`
-    while its forward runs, or whose forward made the node that now runs backwards.
+    A call belongs to the network whose forward pass is running, or whose forward pass made the node that now runs
+    backwards.
+
+    Args:
+        networks: by name, those that calls are told apart by.
+
+    Attributes:
+        phase: what the caller names the work that follows.
+        calls: operators that reached the dispatcher, views among them; a kernel of dgfast is one.
+        calls_by: the same by (phase, network, operator).
+        flops: multiplications and additions of convolutions and matrix products, as torch.utils.flop_counter has them.
+        flops_by: the same by (phase, network, operator).
     """
 
     def __init__(self, networks: Mapping[str, nn.Module] | None = None):
@@ -27,14 +35,17 @@ class Cost(TorchDispatchMode):
         self._networks = dict(networks or {})
         self._hooks = []
         self._running = [""]
-        self._since, self._network = [0], [""]  # from this autograd sequence number on, nodes belong to this network
+        # From autograd's sequence number _since[i] on, nodes of the graph belong to the network named _network[i].
+        self._since, self._network = [0], [""]
 
     @property
     def calls(self) -> int:
+        """All calls."""
         return self.calls_by.total()
 
     @property
     def flops(self) -> int:
+        """All multiplications and additions."""
         return self.flops_by.total()
 
     def __enter__(self):
@@ -74,7 +85,11 @@ class Cost(TorchDispatchMode):
         return out
 
     def table(self, operators: int = 5) -> str:
-        """One line a phase and network: GFLOP, calls, the operators called most."""
+        """Write one line for each phase and network: GFLOP, calls, the operators that are called most.
+
+        Args:
+            operators: how many of these.
+        """
         lines = []
         for part in dict.fromkeys(key[:2] for key in self.calls_by):
             flops = sum(value for key, value in self.flops_by.items() if key[:2] == part)

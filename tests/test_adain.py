@@ -1,5 +1,4 @@
-"""The normalising operations: which way is taken, what is refused, and the kernels themselves in Triton's
-interpreter."""
+"""The normalisations: which way they take, what they refuse, and their kernels in Triton's interpreter."""
 
 import os
 import subprocess
@@ -29,6 +28,44 @@ def test_kernels_in_the_interpreter():
     assert found.returncode == 0 and " passed" in found.stdout, found.stdout[-6000:] + found.stderr[-2000:]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pad", [0, 2])
+@pytest.mark.parametrize("injected", [True, False])
+def test_the_reference_of_adain(dtype, pad, injected):
+    x = (torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0)) * 0.1 + 5).to(dtype)
+    scale, bias = (torch.randn(2, 3), torch.randn(2, 3)) if injected else (None, None)
+    residual = torch.randn(2, 3, 7, 5).to(dtype)
+    y = x.double()
+    y = (y - y.mean((2, 3), keepdim=True)) / (y.var((2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+    if injected:
+        y = y * scale.double()[..., None, None] + bias.double()[..., None, None]
+    y = torch.nn.functional.leaky_relu(y, 0.2) + residual.double()
+    y = torch.nn.functional.pad(y, (pad,) * 4, mode="reflect") if pad else y
+    found = adain(x, scale, bias, slope=0.2, residual=residual, pad=pad)
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found.double(),
+        y,
+        rtol=2e-2 if dtype == torch.bfloat16 else 1e-4,
+        atol=1e-2 if dtype == torch.bfloat16 else 1e-4,
+    )
+
+
+def test_the_reference_of_layer_norm():
+    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) + 5
+    gamma, beta = torch.rand(3), torch.rand(3)
+    y = x.double()
+    std, mean = y.flatten(1).std(1), y.flatten(1).mean(1)
+    y = (y - mean.view(-1, 1, 1, 1)) / (std.view(-1, 1, 1, 1) + 1e-5) * gamma.view(1, -1, 1, 1) + beta.view(1, -1, 1, 1)
+    torch.testing.assert_close(layer_norm(x, gamma, beta).double(), y, rtol=1e-5, atol=1e-5)
+
+
+def test_layer_norm_of_one_colour_has_finite_gradients():
+    x = torch.full((2, 3, 4, 4), 0.7, requires_grad=True)
+    layer_norm(x, torch.rand(3), torch.rand(3), slope=0.2).square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
 def reasons(run):
     before = Counter(fallbacks())
     run()
@@ -37,8 +74,8 @@ def reasons(run):
 
 def test_the_cpu_takes_the_eager_path_and_says_so():
     x = torch.randn(2, 3, 4, 5)
-    assert reasons(lambda: adain(x)) == {"tensor on the cpu": 1}
-    assert reasons(lambda: layer_norm(x, torch.ones(3), torch.zeros(3))) == {"tensor on the cpu": 1}
+    assert reasons(lambda: adain(x)) == {"adain: tensor on the cpu": 1}
+    assert reasons(lambda: layer_norm(x, torch.ones(3), torch.zeros(3))) == {"layer_norm: tensor on the cpu": 1}
     assert reasons(lambda: adain(x, impl="eager")) == {}  # asked for: no fallback
 
 
@@ -70,8 +107,9 @@ def test_devices_and_dtypes_that_no_kernel_takes():
 
 def test_wrong_arguments():
     x = torch.randn(2, 3, 4, 5)
-    with pytest.raises(ValueError, match="together"):
-        adain(x, bias=torch.ones(2, 3))
+    for one in ({"scale": torch.ones(2, 3)}, {"bias": torch.ones(2, 3)}):
+        with pytest.raises(ValueError, match="together"):
+            adain(x, **one)
     with pytest.raises(ValueError, match=r"scale has shape \(3,\), expected \[N, C\] = \(2, 3\)"):
         adain(x, torch.ones(3), torch.ones(2, 3))
     with pytest.raises(ValueError, match="residual has shape"):

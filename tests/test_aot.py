@@ -1,13 +1,10 @@
-"""The normalising kernels compiled for GPUs that are not here: no spills, 16-byte accesses, registers as in
-docs/kernels_table.md.
+"""The normalising kernels compiled for GPUs that are not here: no spills, 16-byte accesses, registers as in the table.
 
-By default a part of the configurations; with DGFAST_AOT=all every one that tuning may choose at the networks' shapes,
-and the table is written anew.
+The table is tests/goldens/kernels_normalise.md. By default a part of the launches is compiled; with DGFAST_AOT=all
+every one that tuning may choose at the networks' shapes, and the table is written anew.
 """
 
-import os
 import re
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -19,14 +16,23 @@ from dgfast.kernels import _normalise, _tuning
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-TABLE = Path(__file__).parent.parent / "docs" / "kernels_table.md"
-PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-CAPABILITIES = (80, 90, 100)
+from tests.ahead_of_time import CAPABILITIES, EVERYTHING, TOOLS, Resources, resources
+
+TABLE = Path(__file__).parent / "goldens" / "kernels_normalise.md"
 FORMATS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 class Case(NamedTuple):
-    """A call in the networks at 256 x 128: who makes it, x's [C, H, W], and what is on."""
+    """A call in the networks for images of 256 x 128.
+
+    name: who makes it.
+    shape: x's [C, H, W].
+    pad: width of the border, pixels.
+    injected: with scale and bias.
+    residual: with a residual.
+    activate: with LeakyReLU.
+    per_sample: layer norm.
+    """
 
     name: str
     shape: tuple[int, int, int]
@@ -55,13 +61,6 @@ CASES = [
 ]
 
 
-class Compiled(NamedTuple):
-    registers: int
-    shared: int
-    spilled: int
-    accesses: Counter
-
-
 def launches(case, dtype, samples, tiling):
     """The kernels of a forward and a backward call with their arguments, from tensors without memory."""
     c, h, w = case.shape
@@ -81,7 +80,7 @@ def launches(case, dtype, samples, tiling):
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_normalise, "tilings", lambda *_: [tiling])
-        patch.setattr(_normalise, "launch", lambda kernel, _, *args, **constants: found.append((kernel, args, constants)))
+        patch.setattr(_normalise, "launch", lambda kernel, _, *args, **kw: found.append((kernel, args, kw)))
         _, mean, rstd = _normalise.forward(image(), scale, bias, residual, 1e-5, slope, pad, case.per_sample)
         folded = dtype if case.residual and pad else None
         _normalise.backward(image(pad), image(), scale, bias, mean, rstd, folded, 1e-5, slope, pad, case.per_sample)
@@ -89,7 +88,7 @@ def launches(case, dtype, samples, tiling):
 
 
 def specialised(kernel, args, constants):
-    """Signature, constants and attributes, as a launch on a GPU would derive them from these arguments."""
+    """Signature, constants and attributes as a launch on a GPU would derive them from these arguments."""
     values = dict(zip(kernel.arg_names, args, strict=False)) | constants
     signature, fixed, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
@@ -107,43 +106,40 @@ def specialised(kernel, args, constants):
     return signature, fixed, attributes
 
 
-def compiled(kernel, args, constants, capability, tmp_path, seen={}) -> Compiled:  # noqa: B006
+def compiled(kernel, args, constants, capability, seen={}) -> Resources:  # noqa: B006 (what is known, on purpose)
+    """What the kernel takes on a GPU, once its accesses are checked."""
     signature, fixed, attributes = specialised(kernel, args, constants)
     key = (kernel.__name__, constants["num_warps"], capability, *map(str, (signature, fixed, attributes)))
     if key not in seen:
         source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=attributes)
         options = {name: constants[name] for name in ("num_warps", "maxnreg")}
-        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        ptx = tmp_path / "kernel.ptx"
-        ptx.write_text(binary.asm["ptx"])
-        tool = PTXAS / ("ptxas-blackwell" if capability >= 100 else "ptxas")
-        arch = f"sm_{capability}{'a' if capability >= 90 else ''}"
-        command = [tool, "-v", f"-arch={arch}", ptx, "-o", "/dev/null"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said).groups()
-        accesses = Counter(re.findall(r"((?:ld|st)\.global[\w.:]*)", binary.asm["ptx"]))
-        registers = int(re.search(r"Used (\d+) registers", said)[1])
-        seen[key] = Compiled(registers, binary.metadata.shared, int(stores) + int(loads), accesses)
+        target = GPUTarget("cuda", capability, 32)
+        binary, seen[key] = resources(lambda: triton.compile(source, target=target, options=options))
+        check(kernel, seen[key], Counter(re.findall(r"((?:ld|st)\.global[\w.:]*)", binary.asm["ptx"])))
     return seen[key]
 
 
-def check(kernel, found: Compiled) -> None:
+def check(kernel, found: Resources, accesses: Counter) -> None:
     assert found.spilled == 0
-    wide = [name for name in found.accesses if name.endswith(".v4.b32")]
+    wide = [name for name in accesses if name.endswith(".v4.b32")]
     assert any(name.startswith("ld") for name in wide)
     writes = kernel.__name__ in ("_plane_forward", "_plane_backward", "_split_forward", "_split_backward")
     assert any(name.startswith("st") for name in wide) == writes
     # What is left is one value a channel: scale, bias, statistics. An image read value by value would make eight loads
     # of one.
-    assert sum(n for name, n in found.accesses.items() if name not in wide) <= 8, found.accesses
+    assert sum(n for name, n in accesses.items() if name not in wide) <= 8, accesses
 
 
-def line(case, dtype, tiling, kernel, found: dict[int, Compiled]) -> str:
+def label(case, dtype, tiling, kernel) -> str:
+    """The cells of the table before the figures."""
     cut = f"{tiling.pixels} x {tiling.channels}, {tiling.warps} warps" + (
         f", {tiling.chunk} a program" if tiling.chunk else ""
     )
-    used = " | ".join(f"{found[cc].registers} / {found[cc].shared}" for cc in found)
-    return f"| {kernel.__name__.removeprefix('_')} | {case.name} | {FORMATS[dtype]} | {cut} | {used} |"
+    return f"| {kernel.__name__.removeprefix('_')} | {case.name} | {FORMATS[dtype]} | {cut} |"
+
+
+def figures(found: Resources) -> str:
+    return f"{found.registers} / {found.shared}"
 
 
 def cuts(case, dtype, sizes=(8, 48, 384)):
@@ -157,11 +153,12 @@ def cuts(case, dtype, sizes=(8, 48, 384)):
 
 HEADER = f"""# Registers and shared memory of the normalising kernels
 
-Written by `DGFAST_AOT=all python -m pytest tests/test_aot.py` with triton {triton.__version__}; do not edit. Each cell: registers a
-thread / bytes of shared memory a program. Nothing spills; every tensor of images is read and written 16 bytes at a time.
+Written by `DGFAST_AOT=all python -m pytest tests/test_aot.py` with {TOOLS}; do not edit.
+Each cell: registers a thread / bytes of shared memory a program. Nothing spills; every tensor of images is read and
+written 16 bytes at a time.
 
-| kernel | call | format | tile: pixels x channels | sm_80 | sm_90 | sm_100 |
-|---|---|---|---|---|---|---|
+| kernel | call | format | tile: pixels x channels | {" | ".join(f"sm_{capability}" for capability in CAPABILITIES)} |
+|{"---|" * (4 + len(CAPABILITIES))}
 """
 
 
@@ -170,35 +167,36 @@ def _own_triton_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
 
 
-@pytest.mark.skipif(os.environ.get("DGFAST_AOT") == "all", reason="everything is compiled below")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=FORMATS.get)
+@pytest.mark.skipif(EVERYTHING, reason="everything is compiled below")
+@pytest.mark.parametrize(
+    ("dtype", "capabilities"), [(torch.bfloat16, CAPABILITIES), (torch.float32, (100,))], ids=["bf16", "fp32"]
+)
 @pytest.mark.parametrize("name", ["E_s block 2nd", "G block 1st", "G upsample 2"])
-def test_part(name, dtype, tmp_path):
-    """The most promising tiling of three calls on every GPU, against the table."""
+def test_part(name, dtype, capabilities):
+    """The most promising tiling of three calls, which between them launch every kernel, against the table."""
     case = next(c for c in CASES if c.name == name)
     tiling, samples = next(iter(cuts(case, dtype, sizes=(48,))))
-    table = TABLE.read_text() if TABLE.exists() else ""
-    same_tools = f"triton {triton.__version__};" in table  # another compiler may use other registers
+    table = TABLE.read_text()
     for kernel, args, constants in launches(case, dtype, samples, tiling):
-        found = {cc: compiled(kernel, args, constants, cc, tmp_path) for cc in CAPABILITIES}
-        for one in found.values():
-            check(kernel, one)
-        if same_tools:
-            row = line(case, dtype, tiling, kernel, found)
-            assert row in table.splitlines(), "the kernel has changed: DGFAST_AOT=all writes the table"
+        found = {capability: compiled(kernel, args, constants, capability) for capability in capabilities}
+        if TOOLS not in table:
+            continue  # another compiler may use other registers
+        start = label(case, dtype, tiling, kernel)
+        (row,) = [row for row in table.splitlines() if row.startswith(start)]
+        cells = dict(zip(CAPABILITIES, row.removeprefix(start).strip(" |").split(" | "), strict=True))
+        assert {capability: figures(one) for capability, one in found.items()} == {
+            capability: cells[capability] for capability in capabilities
+        }, "the kernel has changed: DGFAST_AOT=all writes the table"
 
 
-@pytest.mark.skipif(
-    os.environ.get("DGFAST_AOT") != "all", reason="DGFAST_AOT=all compiles everything, in some ten minutes"
-)
-def test_everything(tmp_path):
+@pytest.mark.slow
+@pytest.mark.skipif(not EVERYTHING, reason="DGFAST_AOT=all compiles everything, in some ten minutes")
+def test_everything():
     lines = []
     for case in CASES:
         for dtype in FORMATS:
             for tiling, samples in cuts(case, dtype):
                 for kernel, args, constants in launches(case, dtype, samples, tiling):
-                    found = {cc: compiled(kernel, args, constants, cc, tmp_path) for cc in CAPABILITIES}
-                    for one in found.values():
-                        check(kernel, one)
-                    lines.append(line(case, dtype, tiling, kernel, found))
+                    found = [compiled(kernel, args, constants, capability) for capability in CAPABILITIES]
+                    lines.append(f"{label(case, dtype, tiling, kernel)} {' | '.join(map(figures, found))} |")
     TABLE.write_text(HEADER + "\n".join(sorted(dict.fromkeys(lines))) + "\n")

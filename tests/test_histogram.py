@@ -1,19 +1,19 @@
 """The colour-histogram baseline: invariances it promises, and that it tells clothes apart."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dgfast.data.records import Record
 from dgfast.errors import UserError
 from dgfast.retrieval.histogram import histogram_features
 
 
-def record(path: Path, pixels: np.ndarray) -> SimpleNamespace:
+def record(path: Path, pixels: np.ndarray) -> Record:
     Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return SimpleNamespace(path=path)
+    return Record(path, 1, 1)
 
 
 def person(upper, lower) -> np.ndarray:
@@ -53,6 +53,6 @@ def test_mistakes_are_named(tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"cannot read .*bad\.jpg"):
-        histogram_features([SimpleNamespace(path=bad)], (128, 64))
+        histogram_features([Record(bad, 1, 1)], (128, 64))
     with pytest.raises(UserError, match="image size 4 x 2"):
         histogram_features([], (4, 2))

@@ -1,8 +1,8 @@
-"""The combined L1/KL loss: its eager reference against the objective's terms, its kernels in the interpreter and
-compiled."""
+"""The combined L1/KL loss: the eager reference against the objective's terms, the kernels interpreted and compiled."""
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import subprocess
@@ -14,17 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-import triton
 from dgfast.kernels import _dispatch, fallbacks
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from dgfast.training import losses
+from tests.ahead_of_time import CAPABILITIES, EVERYTHING, TOOLS, resources
 
 ROOT = Path(__file__).parents[1]
-NVIDIA = Path(triton.__file__).parent / "backends/nvidia/bin"
-TABLE = ROOT / "docs/kernels_l1_kl_registers.md"
+TABLE = ROOT / "tests/goldens/kernels_l1_kl.md"
 STYLES = ["soft", "hard", "appearance", "uniform", "two-label"]
 
 
@@ -108,11 +107,11 @@ def test_the_eager_path_is_taken_and_counted_where_the_kernel_does_not_apply(l1_
         assert total.device == pair[0].device
         return list(Counter(fallbacks()) - before)
 
-    assert reason(torch.zeros(2), torch.zeros(2)) == ["tensor on the cpu"]
+    assert reason(torch.zeros(2), torch.zeros(2)) == ["l1_kl_loss: tensor on the cpu"]
     with FakeTensorMode():
         there = torch.empty(2, device="cuda")
         assert reason(there, there.bfloat16()) == reason(there.half(), there) == []
-        assert reason(there, there.double()) == ["dtype torch.float64"]
+        assert reason(there, there.double()) == ["l1_kl_loss: dtype torch.float64"]
     other = torch.empty(2, device="meta")
     with pytest.raises(ValueError, match="tensors on several devices"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_dispatch, "INTERPRETED", True)
@@ -130,6 +129,7 @@ def test_on_a_gpu_the_kernel_is_chosen_and_gradients_keep_the_memory_format(l1_k
         assert image.is_contiguous(memory_format=torch.channels_last) and logits.shape == (2, 7)
 
 
+@pytest.mark.slow
 def test_kernels_in_the_interpreter():
     """Their tests run in a process of their own: the interpreter is chosen when triton is imported, for good."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -138,14 +138,15 @@ def test_kernels_in_the_interpreter():
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-# --- Ahead of time
-# ---------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- ahead of time
 
 
 @contextlib.contextmanager
 def compiled(l1_kl, capability):
-    """Launches inside compile for this capability and run nothing: yields the list of (kernel's name, compiled
-    kernel)."""
+    """Launches inside compile for this capability and run nothing.
+
+    Yields a list that they fill with (kernel's name, compiled kernel, its resources).
+    """
     target = types.SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", capability, 32),
         get_current_device=lambda: 1000 + capability,  # a number that no real device has: the key of the kernels' cache
@@ -157,7 +158,7 @@ def compiled(l1_kl, capability):
         for kernel in kernels:
 
             def run(*args, original=kernel.run, name=kernel.__name__, **options):
-                found.append((name, original(*args, **{**options, "warmup": True})))
+                found.append((name, *resources(lambda: original(*args, **{**options, "warmup": True}))))
 
             patch.setattr(kernel, "run", run)
         patch.setattr(l1_kl, "_device", lambda x: contextlib.nullcontext())
@@ -209,47 +210,60 @@ CONFIGURATIONS = {
 SCALAR = {"bf16, unaligned", "bf16, samples far apart"}  # accessed value by value
 
 
-def resources(kernel, capability, folder):
-    """Registers, spilled bytes and shared memory as ptxas and the compiler report them."""
-    source = folder / "kernel.ptx"
-    source.write_text(kernel.asm["ptx"])
-    tool = NVIDIA / ("ptxas-blackwell" if capability >= 100 else "ptxas")
-    name = re.search(r"\.target (\w+)", kernel.asm["ptx"]).group(1)
-    report = subprocess.run(
-        [tool, "-v", f"-arch={name}", source, "-o", folder / "kernel.cubin"], capture_output=True, text=True, check=True
-    ).stderr
-    registers = int(re.search(r"Used (\d+) registers", report).group(1))
-    spills = [int(n) for n in re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report).groups()]
-    return registers, sum(spills), kernel.metadata.shared
+HEADER = f"""# Registers and shared memory of the combined loss's kernels
+
+Written by `DGFAST_AOT=all python -m pytest tests/test_l1_kl.py` with {TOOLS}; do not edit.
+
+| target | tensors | kernel | registers | spilled bytes | shared bytes |
+|---|---|---|---|---|---|
+"""
 
 
-def test_compiled_kernels_spill_nothing_and_move_16_bytes(l1_kl, tmp_path, monkeypatch):
-    """Every kind of launch for every architecture. DGFAST_WRITE_TABLES=1 writes the table that the documentation
-    shows."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    rows, seen = [], {}
-    for capability in (80, 90, 100):
-        for name, configuration in CONFIGURATIONS.items():
-            with compiled(l1_kl, capability) as found:
-                pairs, weights, student, teacher, kl_weight = configuration()
-                needs = [p.requires_grad for p, _ in pairs] + [student.requires_grad]
-                inputs = [p.detach() for p, _ in pairs], [t.detach() for _, t in pairs]
-                *_, gradients = l1_kl._l1_kl(
-                    *inputs, torch.tensor([*weights, kl_weight]), student.detach(), teacher.detach(), needs
-                )
-                if gradients:
-                    l1_kl._scale(gradients, [1.0] * len(gradients), torch.ones(()))
-            for kernel, binary in found:
-                if binary not in seen:
-                    seen[binary] = resources(binary, capability, tmp_path)
-                registers, spilled, shared = seen[binary]
-                rows.append(f"| sm_{capability} | {name} | `{kernel}` | {registers} | {spilled} | {shared} |")
-                assert spilled == 0, rows[-1]
-                wide = re.findall(r"(ld|st)\.global\.(?:L1::\w+\.)?v(?:4\.b32|2\.b64)", binary.asm["ptx"])
-                if kernel == "_forward_kernel" and name not in SCALAR:
-                    assert "ld" in wide and ("st" in wide or not gradients), rows[-1]
-                if kernel == "_scale_kernel":
-                    assert {"ld", "st"} <= set(wide), rows[-1]
-    if os.environ.get("DGFAST_WRITE_TABLES") == "1":
-        head = ["| target | tensors | kernel | registers | spilled bytes | shared bytes |", "|---|---|---|---|---|---|"]
-        TABLE.write_text("\n".join([*head, *rows]) + "\n")
+def compiled_rows(l1_kl, capability, name):
+    """Check each kernel of one configuration's launches, and return its row of the table."""
+    with compiled(l1_kl, capability) as found:
+        pairs, weights, student, teacher, kl_weight = CONFIGURATIONS[name]()
+        needs = [p.requires_grad for p, _ in pairs] + [student.requires_grad]
+        inputs = [p.detach() for p, _ in pairs], [t.detach() for _, t in pairs]
+        *_, gradients = l1_kl._l1_kl(
+            *inputs, torch.tensor([*weights, kl_weight]), student.detach(), teacher.detach(), needs
+        )
+        if gradients:
+            l1_kl._scale(gradients, [1.0] * len(gradients), torch.ones(()))
+    rows = []
+    for kernel, binary, takes in found:
+        row = f"| sm_{capability} | {name} | `{kernel}` | {takes.registers} | {takes.spilled} | {takes.shared} |"
+        assert takes.spilled == 0, row
+        wide = re.findall(r"(ld|st)\.global\.(?:L1::\w+\.)?v(?:4\.b32|2\.b64)", binary.asm["ptx"])
+        if kernel == "_forward_kernel" and name not in SCALAR:
+            assert "ld" in wide and ("st" in wide or not gradients), row
+        if kernel == "_scale_kernel":
+            assert {"ld", "st"} <= set(wide), row
+        rows.append(row)
+    assert rows
+    return rows
+
+
+@pytest.fixture
+def _own_triton_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_own_triton_cache")
+@pytest.mark.skipif(EVERYTHING, reason="everything is compiled below")
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_compiled_kernels_spill_nothing_and_move_16_bytes(l1_kl, name):
+    """Every kind of launch for one GPU, and each GPU a third of them; registers as in the table."""
+    capability = CAPABILITIES[list(CONFIGURATIONS).index(name) % len(CAPABILITIES)]
+    rows, table = compiled_rows(l1_kl, capability, name), TABLE.read_text()
+    if TOOLS in table:
+        expected = [row for row in table.splitlines() if row.startswith(f"| sm_{capability} | {name} |")]
+        assert rows == expected, "the kernel has changed: DGFAST_AOT=all writes the table"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_triton_cache")
+@pytest.mark.skipif(not EVERYTHING, reason="DGFAST_AOT=all compiles every kind of launch for every GPU")
+def test_everything_compiled(l1_kl):
+    rows = [compiled_rows(l1_kl, capability, name) for capability in CAPABILITIES for name in CONFIGURATIONS]
+    TABLE.write_text(HEADER + "\n".join(itertools.chain.from_iterable(rows)) + "\n")

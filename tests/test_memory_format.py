@@ -1,7 +1,6 @@
-"""Channels-last from the image to the structure code and on to the image: no activation of E_s and G bounces between
-layouts.
+"""Channels-last from the image to the structure code and on to the image: no activation of E_s and G leaves it.
 
-Fake tensors on a CUDA device show what torch's CUDA operators answer with, without a GPU.
+Fake tensors on a CUDA device show the layout that torch's CUDA operators answer with, without a GPU.
 """
 
 import pytest
@@ -17,10 +16,13 @@ from tests.tiny import MODEL
 
 
 class Formats(TorchDispatchMode):
-    """Notes operators that write an activation [N, C, H, W] whose channels are not innermost, and convolutions that
-    read one.
+    """Notes operators that write an activation [N, C, H, W] whose channels are not innermost.
 
-    Views write nothing; one channel alone is in both formats at once.
+    Convolutions that read one are noted, too. Views are not, since they write nothing, nor are images of one channel,
+    which have both formats at once.
+
+    Args:
+        samples: N of the activations.
     """
 
     VIEWS = (torch.ops.aten.permute.default, torch.ops.aten.squeeze.dim)
@@ -66,8 +68,7 @@ def test_every_activation_is_channels_last(given):
 
 
 def test_every_gradient_is_channels_last(monkeypatch):
-    """Fake tensors of the CPU that claim to be the GPU's: they take its way through the networks, and autograd's engine
-    runs."""
+    """Fake tensors of the CPU claim to be a GPU's: they take its way, and autograd's engine runs."""
     with FakeTensorMode():
         model = DGNet(type(MODEL)(backbone=MODEL.backbone), 7)
         channels_last(model)

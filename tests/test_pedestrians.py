@@ -169,7 +169,9 @@ def test_truth_with_ones_own_clothes_is_the_image(made):
         jpeg = cv2.imdecode(cv2.imencode(".jpg", own.image[..., ::-1], [1, own.quality])[1], 1)
         assert np.array_equal(jpeg, read(out / structure.path))
         truth = read(out / "swap_truth" / f"{index:05d}.png")[..., ::-1]
-        assert np.array_equal(truth, render_swap(world, structure.shot, SIZE, wearer=swap.wearer, owner=swap.owner).image)
+        assert np.array_equal(
+            truth, render_swap(world, structure.shot, SIZE, wearer=swap.wearer, owner=swap.owner).image
+        )
         error = np.square(read(out / structure.path)[..., ::-1].astype(float) - own.image).mean()
         assert 10 * np.log10(255**2 / error) > 30
 
@@ -180,7 +182,8 @@ def test_swap_changes_clothes_only(wearer, owner):
     world = make_world(parameters.seed, parameters.difficulty)
     shot = _good_image(world, parameters, wearer).shot
     own, other = (render_swap(world, shot, (128, 64), wearer=wearer, owner=person) for person in (wearer, owner))
-    # Shadows of hems fall on five centimetres of skin, and the camera blurs; shoes, below, change but are not masked.
+    # Shadows of hems fall on five centimetres of skin, the camera blurs, and shoes, which are below, change without being
+    # in the mask.
     reach = np.ones((19, 19), np.uint8)
     touched = cv2.dilate(np.maximum(own.mask, other.mask), reach) > 0
     touched[int(0.7 * len(touched)) :] = True

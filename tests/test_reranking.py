@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dgfast import _rerank
 from dgfast.errors import UserError
 from dgfast.retrieval import Neighbours, RankedHits, nearest, neighbours, rerank, rerank_blocks, rerank_topk, reranking
-from dgfast.retrieval.stages import HostStages, TorchStages
+from dgfast.retrieval.backends import CpuBackend, TorchBackend
 
 GOLDEN = Path(__file__).parent / "goldens" / "rerank.npz"
 
@@ -25,7 +25,7 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def dense(query, gallery, k1=20, k2=6, lambda_=0.3, variant="zhong", ordered=None):
-    """docs/method, section 5, line by line with N x N matrices in fp64; `ordered` replaces the sort."""
+    """docs/method.md, section 4, line by line with N x N matrices in fp64; `ordered` replaces the sort."""
     features = np.concatenate([query, gallery]).astype(np.float64)
     d = np.stack([np.square(features - x).sum(1) for x in features])
     order = np.argsort(d, axis=1, kind="stable") if ordered is None else ordered
@@ -76,7 +76,7 @@ def whole_numbers(seed, queries, gallery, dims, levels):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Many blocks even of small cases."""
-    monkeypatch.setattr(HostStages, "tile", (64, 96))
+    monkeypatch.setattr(CpuBackend, "tile", (64, 96))
 
 
 SETTINGS = [
@@ -123,7 +123,7 @@ def test_equals_dense_oracle_with_ties(seed, queries, gallery, dims, levels, k1,
     k1, k2 = min(k1, n - 1), min(k2, n)
     expected = dense(q, g, k1, k2, lambda_, variant)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HostStages, "tile", tile)
+        patch.setattr(CpuBackend, "tile", tile)
         found = rerank(q, g, k1, k2, lambda_, variant)
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
         for first, block in rerank_blocks(q, g, k1, k2, lambda_, variant):
@@ -180,7 +180,9 @@ def test_instruction_sets_and_threads_give_the_same_bits(make, monkeypatch, smal
     q, g = make(2, 70, 530, 131)
     expected = None
     for instructions in sets():
-        monkeypatch.setattr(reranking, "stages_for", lambda device, instructions=instructions: HostStages(instructions))
+        monkeypatch.setattr(
+            reranking, "backend_for", lambda device, instructions=instructions: CpuBackend(instructions)
+        )
         for count in (1, 3):
             threads(count)
             found = all_results(q, g)
@@ -232,13 +234,13 @@ def test_threads_follow_torch(threads):
 
 
 @pytest.mark.parametrize("make", [people, lambda *a: whole_numbers(*a, 3)], ids=["floats", "ties"])
-def test_torch_stages_equal_the_extension(make, monkeypatch, small_tiles):
+def test_torch_backend_equals_the_extension(make, monkeypatch, small_tiles):
     """The path of a GPU without a CUDA build, on the CPU."""
     q, g = make(3, 50, 450, 40)
     expected, lists, best = rerank(q, g, 11, 5), nearest(q, g, 12), rerank_topk(q, g, 7, 11, 5)
     some = nearest(q, g, 12, rows=range(33, 180))
-    monkeypatch.setattr(TorchStages, "tile", (64, 96))
-    monkeypatch.setattr(reranking, "stages_for", TorchStages)
+    monkeypatch.setattr(TorchBackend, "tile", (64, 96))
+    monkeypatch.setattr(reranking, "backend_for", TorchBackend)
     assert (rerank(q, g, 11, 5) == expected).all()
     assert all((a == b).all() for a, b in zip(rerank_topk(q, g, 7, 11, 5), best, strict=True))
     for found, right in ((nearest(q, g, 12), lists), (nearest(q, g, 12, rows=range(33, 180)), some)):
@@ -497,27 +499,18 @@ def test_available_memory_is_what_the_system_and_the_container_leave(monkeypatch
     assert reranking.available_bytes(torch.device("cpu")) > 2**20
 
 
-@pytest.fixture
-def ctrl_c():
-    """Ctrl-C raises KeyboardInterrupt, also where the tests were started with SIGINT ignored, as shells start jobs in
-    the background."""
-    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, kept)
-
-
 def test_interrupt_is_heard(monkeypatch, small_tiles, ctrl_c):
     q, g = people(14, 20, 400, 16)
     calls = 0
 
-    def pressed(self, *arguments, done=HostStages.nearest_block):
+    def pressed(self, *arguments, done=CpuBackend.nearest_block):
         nonlocal calls
         calls += 1
         done(self, *arguments)
         if calls == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(HostStages, "nearest_block", pressed)
+    monkeypatch.setattr(CpuBackend, "nearest_block", pressed)
     with pytest.raises(KeyboardInterrupt):
         rerank(q, g)
     assert calls == 2

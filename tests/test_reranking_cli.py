@@ -14,9 +14,9 @@ from dgfast.config import to_json
 from dgfast.errors import UserError
 from dgfast.models.dgnet import make_teacher, save_model
 from dgfast.retrieval import rerank, rerank_topk
-from dgfast.retrieval.stages import HostStages
+from dgfast.retrieval.backends import CpuBackend
 from tests import tiny
-from tests.test_reranking import ctrl_c, people  # noqa: F401: a fixture
+from tests.test_reranking import people
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_wrong_files_are_named(files):
         call(folder)
 
 
-def test_interrupt_leaves_nothing(files, monkeypatch, ctrl_c):  # noqa: F811
-    monkeypatch.setattr(HostStages, "jaccard", lambda *arguments: signal.raise_signal(signal.SIGINT))
+def test_interrupt_leaves_nothing(files, monkeypatch, ctrl_c):
+    monkeypatch.setattr(CpuBackend, "jaccard", lambda *arguments: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         call(files[0])
     assert sorted(p.name for p in files[0].iterdir()) == ["g.npy", "q.npy"]

@@ -11,10 +11,10 @@ from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher
 from dgfast.training.distributed import Votes, Workers
+from dgfast.training.loss_watch import LossWatch
 from dgfast.training.precision import MixedPrecision
 from dgfast.training.stages import DGNetStage, TeacherStage
 from dgfast.training.update import Update
-from dgfast.training.loss_watch import LossWatch
 from tests import tiny
 
 CLASSES = 5

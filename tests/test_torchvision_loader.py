@@ -61,7 +61,7 @@ def assert_same(first, second):
 
 
 def rendered(path, view):
-    """`[H, W, 3]` in 0 .. 255, each step as the method names it: mirror, resize, pad by edge, crop."""
+    """[H, W, 3] in 0 .. 255, by one step after another: mirror, resize, pad by the edge, crop."""
     image = Image.open(path).convert("RGB")
     image = ImageOps.mirror(image) if view.mirror else image
     image = np.asarray(image.resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC), np.float64)
@@ -167,10 +167,11 @@ def test_workers_end_with_the_loader(records, end):
     assert not any(worker.is_alive() for worker in workers)
 
 
-@pytest.mark.slow
 def test_workers_end_when_the_consumer_is_killed(tmp_path):
     script = (
         "import multiprocessing, os, sys; from pathlib import Path; import test_torchvision_loader as t\n"
+        "import torch.utils.data._utils.worker as worker\n"
+        "worker.MP_STATUS_CHECK_INTERVAL = 0.2  # instead of 5 s, between two looks whether the parent lives\n"
         "loader = t.loader_of(t.make_records(Path(sys.argv[1])), workers=2); next(loader)\n"
         "print(*(child.pid for child in multiprocessing.active_children()), flush=True); os.kill(os.getpid(), 9)"
     )

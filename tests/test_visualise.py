@@ -4,17 +4,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dgfast.data.records import Record
 from dgfast.errors import UserError
 from dgfast.retrieval.visualise import CELL, FRAME, GAP, QUERY, RIGHT, WRONG, ranking_figure
 
 
 @pytest.fixture
-def picture_files(tmp_path):
-    def make(shades):
+def records(tmp_path):
+    """Makes records of images of one grey value each."""
+
+    def make(shades, persons, cameras):
         paths = [tmp_path / f"{shade}.png" for shade in shades]
         for path, shade in zip(paths, shades, strict=True):
             Image.new("RGB", (30, 60), (shade,) * 3).save(path)
-        return paths
+        return [Record(*fields) for fields in zip(paths, persons, cameras, strict=True)]
 
     return make
 
@@ -26,20 +29,12 @@ def cell(sheet, row, column):
     return sheet.getpixel((x, y)), sheet.getpixel((x + FRAME + 20, y + FRAME + 20))[0]
 
 
-def test_order_frames_and_protocol(tmp_path, picture_files):
-    gallery = picture_files([10, 20, 30, 40, 50, 60])
+def test_order_frames_and_protocol(tmp_path, records):
+    query = records([200, 210], [7, 8], [1, 1])
+    gallery = records([10, 20, 30, 40, 50, 60], [7, -1, 7, 9, 8, 0], [1, 2, 2, 2, 2, 2])
+    distances = np.array([[0, 1, 5, 3, 3, 4], [5, 4, 3, 2, 1, 0]], np.float32)
     out = tmp_path / "new" / "ranking.png"
-    ranking_figure(
-        picture_files([200, 210]),
-        gallery,
-        np.array([[0, 1, 5, 3, 3, 4], [5, 4, 3, 2, 1, 0]], np.float32),
-        [7, 8],
-        [1, 1],
-        [7, -1, 7, 9, 8, 0],
-        [1, 2, 2, 2, 2, 2],
-        out,
-        top=3,
-    )
+    ranking_figure(query, gallery, distances, out, top=3)
     with Image.open(out) as sheet:
         # Query 7: its own camera's image and the junk image are left out; the tie of 40 and 50 goes to the lower index.
         assert [cell(sheet, 0, c) for c in range(4)] == [(QUERY, 200), (WRONG, 40), (WRONG, 50), (WRONG, 60)]
@@ -47,23 +42,22 @@ def test_order_frames_and_protocol(tmp_path, picture_files):
     assert [p.name for p in out.parent.iterdir()] == ["ranking.png"]
 
 
-def test_queries_are_spread_and_bounded(tmp_path, picture_files):
-    queries = picture_files(range(100, 111))
+def test_queries_are_spread_and_bounded(tmp_path, records):
+    query = records(range(100, 111), range(1, 12), [1] * 11)
     out = tmp_path / "ranking.png"
-    labels = np.arange(1, 12), np.ones(11, int), [1], [2]
-    ranking_figure(queries, picture_files([5]), np.zeros((11, 1)), *labels, out, queries=3)
+    ranking_figure(query, records([5], [1], [2]), np.zeros((11, 1)), out, queries=3)
     with Image.open(out) as sheet:
         assert [cell(sheet, row, 0)[1] for row in range(3)] == [100, 105, 110]
         assert [cell(sheet, row, 1) for row in range(3)] == [(RIGHT, 5), (WRONG, 5), (WRONG, 5)]
         assert sheet.height == GAP + 3 * (CELL[1] + 2 * FRAME + GAP)
 
 
-def test_mistakes_leave_the_old_picture(tmp_path, picture_files):
+def test_mistakes_leave_the_old_picture(tmp_path, records):
     out = tmp_path / "ranking.png"
     out.write_bytes(b"old")
-    files = picture_files([1])
+    one = records([1], [1], [1])
     with pytest.raises(UserError, match=r"shape \[1, 2\] for 1 queries and 1 gallery"):
-        ranking_figure(files, files, np.zeros((1, 2)), [1], [1], [1], [2], out)
+        ranking_figure(one, one, np.zeros((1, 2)), out)
     with pytest.raises(UserError, match="cannot read .*missing.png"):
-        ranking_figure(files, [tmp_path / "missing.png"], np.zeros((1, 1)), [1], [1], [1], [2], out)
+        ranking_figure(one, [Record(tmp_path / "missing.png", 1, 2)], np.zeros((1, 1)), out)
     assert out.read_bytes() == b"old"

@@ -2,9 +2,9 @@
 
     python tools/crop_real_pedestrians.py --video auto --boxes tests/goldens/real_pedestrian_boxes.json --out DIR
 
-The video is `vtest.avi` of Debian's package opencv-doc (one street, one fixed camera, about ten people). The boxes were
-found automatically and some tracks switch person, so a track counts as an identity only roughly: good enough to see a
-model train, reconstruct and swap on photographs, not to measure anything.
+The video is `vtest.avi` of Debian's package opencv-doc: one street, one fixed camera, about ten people. The boxes were
+found automatically, and some tracks pass from one person to another, so a track is an identity only roughly. That is
+good enough to see a model train, reconstruct and swap on photographs, but not to measure anything.
 """
 
 import gzip
@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Annotated
 
 import cv2
+import numpy as np
 import tyro
 from tqdm import tqdm
 
 from dgfast.errors import UserError
+from dgfast.files import replacing
 
 VIDEO = "vtest.avi"
 PACKAGE_FOLDERS = (Path("/usr/share/doc/opencv-doc/examples"), Path("/usr/share/opencv4/samples"))
@@ -31,18 +33,30 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Box:
-    """One person in one frame; pixels, the right and lower edges excluded."""
+    """One person in one frame."""
 
     track: str
+    """Name of the track, which counts as the identity."""
     frame: int
+    """Number of the frame, from 0."""
     x0: int
+    """Left edge, pixels."""
     y0: int
+    """Upper edge, pixels."""
     x1: int
+    """Right edge, pixels; the first column that is not inside."""
     y1: int
+    """Lower edge, pixels; the first row that is not inside."""
 
 
 def read_boxes(path: Path) -> list[Box]:
-    """The boxes of a JSON file {"tracklets": {track: [[frame, x0, y0, x1, y1], ...]}}."""
+    """The boxes in a file.
+
+    Args:
+        path: JSON file {"tracklets": {track: [[frame, x0, y0, x1, y1], ...]}}.
+    Raises:
+        UserError: it cannot be read, is no such file, or holds no box.
+    """
     try:
         tracks = json.loads(path.read_text(encoding="utf-8"))["tracklets"]
         boxes = [Box(track, *map(int, row)) for track, rows in tracks.items() for row in rows]
@@ -61,7 +75,13 @@ def read_boxes(path: Path) -> list[Box]:
 
 
 def find_video(folders: tuple[Path, ...] = PACKAGE_FOLDERS) -> Path:
-    """Where the Debian package put the video, possibly compressed."""
+    """Where Debian's package put the video, possibly compressed.
+
+    Args:
+        folders: where to look.
+    Raises:
+        UserError: it is in none of them.
+    """
     for folder in folders:
         for path in sorted(folder.rglob(f"{VIDEO}*")):
             if path.name in (VIDEO, f"{VIDEO}.gz"):
@@ -70,8 +90,14 @@ def find_video(folders: tuple[Path, ...] = PACKAGE_FOLDERS) -> Path:
 
 
 def crop(video: Path, boxes: list[Box], out: Path) -> int:
-    """Writes out/TRACK/TRACK_c1_FRAME.jpg for each box and returns how many; nothing is left behind on failure.
+    """Write out/TRACK/TRACK_c1_FRAME.jpg for each box; nothing is left behind on failure.
 
+    Args:
+        video: .avi or .avi.gz.
+        boxes: of this video.
+        out: folder to make.
+    Returns:
+        the number of images.
     Raises:
         UserError: the video cannot be read, ends before the last box, a box is not inside its frame, or `out` exists.
     """
@@ -79,25 +105,18 @@ def crop(video: Path, boxes: list[Box], out: Path) -> int:
         raise UserError(f"--video {video}: no such file; {PACKAGE_HINT}")
     if out.exists():
         raise UserError(f"--out {out}: exists already; remove it or name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the last step is a rename within one file system.
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with replacing(out) as images, tempfile.TemporaryDirectory() as scratch:
         if video.suffix == ".gz":
-            packed, video = video, scratch / VIDEO
+            packed, video = video, Path(scratch) / VIDEO
             with gzip.open(packed) as source, video.open("wb") as target:
                 shutil.copyfileobj(source, target)
-        images = scratch / "images"
         images.mkdir()
         _crop_frames(video, boxes, images)
-        images.rename(out)
-    finally:
-        shutil.rmtree(scratch)
     return len(boxes)
 
 
 def _crop_frames(video: Path, boxes: list[Box], folder: Path) -> None:
-    wanted = defaultdict(list)
+    wanted: dict[int, list[Box]] = defaultdict(list)
     for box in boxes:
         wanted[box.frame].append(box)
     last = max(wanted)
@@ -116,7 +135,7 @@ def _crop_frames(video: Path, boxes: list[Box], folder: Path) -> None:
         capture.release()
 
 
-def _write(frame, box: Box, folder: Path) -> None:
+def _write(frame: np.ndarray, box: Box, folder: Path) -> None:
     height, width = frame.shape[:2]
     if not (0 <= box.x0 < box.x1 <= width and 0 <= box.y0 < box.y1 <= height):
         raise UserError(

@@ -1,6 +1,8 @@
-// The loops of kernels.hpp, for one instruction set: the file that includes this defines `Lanes` (a vector of floats)
-// first and names the table DGFAST_KERNELS. No standard header here or there: an inline function of one, compiled for a
-// newer processor, could be the copy that the linker keeps for the whole library.
+// The loops of kernels.hpp, for one instruction set. The file that includes this first defines `Lanes`, a vector of
+// floats, and DGFAST_KERNELS, the name of the table.
+//
+// No standard header may be included here or there: the linker keeps one copy of an inline function for the whole
+// library, and that could be the one that was compiled for a processor newer than the user's.
 //
 // Lanes has: width; Vector; load, store, set, add, subtract, multiply, larger; up_to(a, b), a bit mask of a <= b;
 // zero_up_to(x, bound), x with 0 where x <= bound.

@@ -6,16 +6,16 @@
 namespace dgfast::cuda {
 namespace {
 
-// The place of a column in an ascending row, or -1.
+// The place of a column in an ascending row, or -1. Columns are looked up in the rows themselves, so no sums need room.
 __device__ int64_t find(const SparseRows& weights, int64_t row, int32_t column) {
   const int64_t begin = weights.offsets[row], size = weights.offsets[row + 1] - begin;
   const int64_t place = count_below(weights.columns + begin, size, column);
   return place < size && weights.columns[begin + place] == column ? begin + place : -1;
 }
 
-// A warp to an image, a lane to an entry of its neighbours' rows: a column belongs to the first row that holds it, and
-// its sum is taken from there on, neighbour by neighbour. Writes how many columns there are to counts where offsets is
-// null, else them.
+// One warp per image, one lane per entry of its neighbours' rows. A column belongs to the first of these rows that
+// holds it; its sum starts there and goes on neighbour by neighbour. Without offsets the number of columns is written
+// to counts, with offsets the columns and their values.
 __global__ void __launch_bounds__(most_warps* warp_size)
     average_rows(Warps warps, Neighbours lists, int64_t k2, SparseRows weights, int64_t row,
                  const int64_t* __restrict__ offsets, int64_t* counts, int32_t* columns, float* values) {
@@ -50,16 +50,13 @@ __global__ void __launch_bounds__(most_warps* warp_size)
 
 }  // namespace
 
-// Columns are looked up in the rows themselves: no room is needed for sums.
-int64_t average_workspace(int64_t, int64_t, int64_t) { return 0; }
-
-int average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t, int64_t row, int64_t rows, int64_t* counts,
-                  void*, void* stream) {
+int average_count(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, int64_t* counts,
+                  void* stream) {
   return launch_warps(average_rows, Warps{rows, 0}, stream, lists, k2, weights, row, nullptr, counts, nullptr, nullptr);
 }
 
-int average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t, int64_t row, int64_t rows,
-                 const int64_t* offsets, int32_t* columns, float* values, void*, void* stream) {
+int average_fill(Neighbours lists, int64_t k2, SparseRows weights, int64_t row, int64_t rows, const int64_t* offsets,
+                 int32_t* columns, float* values, void* stream) {
   return launch_warps(average_rows, Warps{rows, 0}, stream, lists, k2, weights, row, offsets, nullptr, columns, values);
 }
 

@@ -5,13 +5,14 @@
 namespace dgfast::cuda {
 namespace {
 
-constexpr int64_t most_shared_members =
-    4096;  // of an expanded set, duplicates included; larger ones are built in the workspace
-constexpr int64_t workspace_bytes = 256 << 20;  // for that, unless least_warps need more
+// Members of an expanded set, duplicates included, that are kept in shared memory; larger sets are built in the
+// workspace, which takes so many bytes unless least_warps need more.
+constexpr int64_t most_shared_members = 4096;
+constexpr int64_t workspace_bytes = 256 << 20;
 constexpr int64_t least_warps = 16, most_workspace_warps = 1024;
 
-// Room for an expanded set, a power of two: R(i, near), the less than a third of each R(c, half) that is new, and the
-// one on trial.
+// Room for an expanded set, a power of two: R(i, near); of each R(c, half) that was accepted less than a third, as the
+// rest is in R(i, near); and the R(c, half) that is being tried.
 int64_t capacity_of(Reach reach) {
   return next_power_of_two(reach.near + reach.near * ((reach.half - 1) / 3) + reach.half);
 }
@@ -23,7 +24,7 @@ int64_t workspace_warps(int64_t capacity, int64_t rows) {
   return rows < warps ? rows : warps;
 }
 
-// The warp hands its lanes R(i, m), up to 32 members at a time: take(valid, member).
+// Goes through R(i, m), up to 32 members at a time: each lane of the warp calls take(valid, member).
 template <class Take>
 __device__ void for_reciprocal(const Neighbours& lists, const int32_t* back, int64_t near, int64_t i, int64_t m,
                                int lane, Take take) {
@@ -41,8 +42,8 @@ __device__ void sort_members(int32_t* members, int count, int lane) {
   sort(members, size, lane);
 }
 
-// A warp to an image, or to every warps.count-th one where sets are built in `memory`, [warps, capacity]. Writes the
-// set's size to counts where offsets is null, else the set, ascending, to columns.
+// One warp per image; where sets are built in `memory` [warps, capacity], each warp takes every warps.count-th image.
+// Without offsets the size of the set is written to counts, with offsets the set itself, ascending, to columns.
 __global__ void __launch_bounds__(most_warps* warp_size)
     expand_sets(Warps warps, Neighbours lists, const int32_t* __restrict__ back, Reach reach, int64_t row, int64_t rows,
                 int32_t* memory, int64_t capacity, const int64_t* __restrict__ offsets, int64_t* counts,
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(most_warps* warp_size)
     };
     for (int candidate = 0; candidate < reciprocal; ++candidate) {
       const int32_t c = members[candidate];
-      // All that is new is appended, and taken back if the two sets share too little.
+      // What is new is appended, and removed again if the two sets share too little.
       const int before = count;
       int size = 0;
       for_reciprocal(lists, back, reach.near, c, reach.half, lane, [&](bool valid, int32_t member) {
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(most_warps* warp_size)
   }
 }
 
-// A warp to a row of the sets.
+// The weights: one warp per row of the sets.
 __global__ void __launch_bounds__(most_warps* warp_size)
     weigh(Warps warps, Neighbours lists, const float* __restrict__ features, int64_t dims, bool squared, int64_t row,
           const int64_t* __restrict__ offsets, const int32_t* __restrict__ columns, float* values) {
@@ -150,7 +151,7 @@ cudaError_t expand(Neighbours lists, const int32_t* back, Reach reach, int64_t r
 
 }  // namespace
 
-int64_t expand_workspace(Neighbours, Reach reach, int64_t rows) {
+int64_t expand_workspace(Reach reach, int64_t rows) {
   const int64_t capacity = capacity_of(reach);
   return capacity <= most_shared_members ? 0 : workspace_warps(capacity, rows) * capacity * int64_t(sizeof(int32_t));
 }

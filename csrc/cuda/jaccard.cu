@@ -18,7 +18,7 @@ int64_t parts_of(int64_t rows) {
   return parts < most_parts ? parts : most_parts;
 }
 
-// A warp to a row.
+// One warp per row.
 __global__ void __launch_bounds__(most_warps* warp_size)
     count_columns(Warps warps, SparseRows weights, int64_t row, unsigned long long* counts) {
   const int64_t r = row + warp_number();
@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(most_warps* warp_size)
   }
 }
 
-// The lists have to come out ascending by row, whichever warp is faster. So the rows are cut into `warps.count` parts
-// of neighbouring rows, and places [parts, n] says where in each column's list the part's first row goes.
+// The lists must be ascending by row, whichever warp is faster. So the rows are cut into `warps.count` parts of
+// consecutive rows, and places [parts, n] says for each part where in the column's list its first row goes.
 __global__ void __launch_bounds__(most_warps* warp_size)
     count_parts(Warps warps, SparseRows weights, int64_t row, int64_t rows, int64_t n, int* places) {
   const int64_t part = warp_number();
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(threads) add_up_parts(int64_t parts, int64_t n
   }
 }
 
-// A warp to a part, row by row: within a row the columns are distinct, so no two lanes meet.
+// One warp per part, row by row. Within a row the columns are distinct, so no two lanes write to the same place.
 __global__ void __launch_bounds__(most_warps* warp_size)
     fill_parts(Warps warps, SparseRows weights, int64_t row, int64_t rows, int64_t n, int* places,
                const int64_t* __restrict__ offsets, int32_t* __restrict__ rows_of, float* __restrict__ values) {
@@ -68,14 +68,15 @@ __global__ void __launch_bounds__(most_warps* warp_size)
   }
 }
 
-// A list that a block goes through.
+// One column's list and the query's weight for this column.
 struct List {
   int64_t begin, end;
   float weight;
 };
 
-// A block to a query, or to every gridDim.x-th one; sums [gridDim.x, gallery]. A column's list holds each gallery image
-// once, so no two threads meet, and columns follow one another: every sum is taken in the order of the query's row.
+// One block per query, or for every gridDim.x-th query; sums [gridDim.x, gallery]. A column's list holds each gallery
+// image once, so no two threads write to the same sum. The columns are taken one after another, so every sum is added
+// in the order of the query's row.
 __global__ void __launch_bounds__(threads)
     combine(SparseRows weights, SparseRows inverted, const float* __restrict__ farthest, int64_t row, int64_t rows,
             int64_t gallery, float lambda, bool squared, float* __restrict__ block, float* sums) {
@@ -129,10 +130,10 @@ int invert_count(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64
                       reinterpret_cast<unsigned long long*>(counts));
 }
 
-int64_t invert_fill_workspace(int64_t n, int64_t) { return parts_of(n) * n * int64_t(sizeof(int)); }
+int64_t invert_fill_workspace(int64_t n) { return parts_of(n) * n * int64_t(sizeof(int)); }
 
-int invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, int64_t, const int64_t* offsets,
-                int32_t* rows_of, float* values, void* workspace, void* stream) {
+int invert_fill(SparseRows weights, int64_t row, int64_t rows, int64_t n, const int64_t* offsets, int32_t* rows_of,
+                float* values, void* workspace, void* stream) {
   const int64_t parts = parts_of(rows);
   int* places = static_cast<int*>(workspace);
   cudaError_t code = reported(cudaMemsetAsync(places, 0, parts * n * sizeof(int), static_cast<cudaStream_t>(stream)));

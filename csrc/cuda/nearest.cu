@@ -11,7 +11,7 @@ namespace {
 constexpr int longest = 4096;      // list: it is merged in shared memory
 constexpr int row_step = 8;        // values of a row that a lane holds at a time: loads in flight
 constexpr int row_buffer = 512;    // keys
-constexpr int column_step = 8;     // rows between two looks at the buffers
+constexpr int column_step = 8;     // rows after which the buffers are checked for room
 constexpr int column_buffer = 16;  // keys of one column that one warp holds back
 constexpr int column_pitch = warp_size + 1;
 constexpr int most_column_warps = 8;
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(most_warps* warp_size) start_lists(Warps warps
   if (lane_number() == 0) lists.farthest[row] = 0;
 }
 
-// A warp to a row. Shared memory: two lists and the buffer.
+// One warp per row. Its shared memory holds two lists and the buffer.
 __global__ void __launch_bounds__(most_warps* warp_size)
     enter_rows(Warps warps, Block block, const float* __restrict__ norms, Lists lists, bool symmetric) {
   const int64_t r = warp_number();
@@ -139,8 +139,9 @@ struct ColumnSpace {
   }
 };
 
-// A block to 32 columns of a symmetric block, reading squared distances above the diagonal: each warp takes every so
-// many rows, each lane a column, so that the loads are whole lines; buffers are emptied when any is nearly full.
+// One thread block per 32 columns of a symmetric block, whose squared distances above the diagonal are read. A lane
+// takes a column and a warp some of the rows, so that a warp loads whole cache lines. All buffers are emptied when one
+// is nearly full.
 __global__ void __launch_bounds__(most_column_warps* warp_size) enter_columns(Block block, Lists lists) {
   const int warps = static_cast<int>(blockDim.x / warp_size), warp = static_cast<int>(threadIdx.x / warp_size),
             lane = lane_number();
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(most_column_warps* warp_size) enter_columns(Bl
   }
 }
 
-// A warp to a piece of a row.
+// One warp per piece of a row.
 constexpr int64_t piece = 4096;
 __global__ void __launch_bounds__(most_warps* warp_size)
     turn_into_distances(Warps warps, Block block, const float* __restrict__ norms, int64_t pieces) {
@@ -250,10 +251,7 @@ int nearest_start(Lists lists, int64_t rows, void* stream) {
   return launch_warps(start_lists, Warps{rows, 0}, stream, lists);
 }
 
-// Everything is merged within shared memory.
-int64_t nearest_block_workspace(Block, Lists, bool) { return 0; }
-
-int nearest_block(Block block, const float* norms, Lists lists, bool symmetric, void*, void* stream) {
+int nearest_block(Block block, const float* norms, Lists lists, bool symmetric, void* stream) {
   if (block.rows == 0 || block.columns == 0) return cudaSuccess;
   if (lists.k > longest) return cudaErrorInvalidValue;
   const int64_t row_bytes = (2 * lists.k + row_buffer) * int64_t(sizeof(Key));

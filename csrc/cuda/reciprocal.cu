@@ -5,8 +5,8 @@
 namespace dgfast::cuda {
 namespace {
 
-// A warp to an image, a lane to a neighbour: the lanes' rows are in flight together, and each is read from cache after
-// its first line.
+// One warp per image, one lane per neighbour: the rows of all lanes are loaded together, and each is read from the
+// cache after its first line.
 __global__ void __launch_bounds__(most_warps* warp_size)
     find_places(Warps warps, Neighbours lists, int64_t near, int32_t* __restrict__ back) {
   const int64_t i = warp_number();

@@ -1,4 +1,4 @@
-// What the stages share: the launch, the warp that works alone on one image, sorting and ranking within a warp.
+// What the steps share: the launch, a warp that works alone on one image, sorting and ranking within a warp.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,7 +18,8 @@ constexpr int64_t plain_shared_bytes = 48 << 10;  // more must be asked for, and
 // All shared memory is dynamic: its size depends on k1.
 extern __shared__ uint4 dynamic_shared[];
 
-// An error that is handed to the caller, and taken out of the runtime, where the next to ask would find it again.
+// An error for the caller. The runtime keeps the last error until it is asked for it; here it is asked, so that a later
+// call does not report this error as its own.
 inline cudaError_t reported(cudaError_t code) {
   if (code != cudaSuccess) cudaGetLastError();
   return code;
@@ -43,7 +44,7 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   return reported(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
-// Warps that work alone, each with its own part of shared memory, dealt out to blocks of at most four.
+// Warps that work alone, each with its own part of shared memory, in blocks of at most four.
 struct Warps {
   int64_t count;
   int64_t shared_bytes;  // of each, a multiple of 16

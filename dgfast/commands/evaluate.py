@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,10 @@ from dgfast.data import load_reid
 from dgfast.errors import UserError
 from dgfast.files import write_json
 from dgfast.models.dgnet import load_model
-from dgfast.retrieval.evaluation import Protocol, Reranking, evaluate, picture_rankings, table
+from dgfast.retrieval import Reranking
+from dgfast.retrieval.evaluation import evaluate, table
+from dgfast.retrieval.features import FeatureSettings
+from dgfast.retrieval.visualise import ranking_figure
 from dgfast.training.distributed import Workers
 
 HELP = """Score a model by the Market-1501 protocol: CMC 1/5/10, mAP by both definitions, single and multi query.
@@ -73,29 +76,25 @@ def main(argv: list[str] | None = None) -> None:
         if command.data_root is None:
             data = open_data(config, workers)
         else:
-            data = load_reid(
-                command.data_root, command.dataset, splits=("query", "gallery"), variant=command.variant
-            )
+            data = load_reid(command.data_root, command.dataset, splits=("query", "gallery"), variant=command.variant)
         print(data.summary())
-        files = {"dgnet": command.run / run_directory.MODEL, "teacher": command.run / run_directory.TEACHER}
-        models = {kind: load_model(file, kind).to(workers.device) for kind, file in files.items() if file.is_file()}
-        if not models:
+        model_file, teacher_file = command.run / run_directory.MODEL, command.run / run_directory.TEACHER
+        networks = load_model(model_file, "dgnet").to(workers.device) if model_file.is_file() else None
+        teacher = load_model(teacher_file, "teacher").to(workers.device) if teacher_file.is_file() else None
+        if networks is None and teacher is None:
             raise UserError(
                 f"{command.run} holds neither {run_directory.MODEL} nor {run_directory.TEACHER};"
                 " expected a finished stage"
             )
-        how = Protocol(
-            (config.data.image_height, config.data.image_width),
-            command.alpha,
-            command.eval_batch_size,
-            command.loader_workers,
+        settings = FeatureSettings.of(
+            replace(config.data, loader=command.loader, loader_workers=command.loader_workers),
+            EvalConfig(alpha=command.alpha, eval_batch_size=command.eval_batch_size),
             workers.device,
-            command.loader,
         )
         reranking = Reranking(command.k1, command.k2, command.lambda_) if command.rerank else None
-        result = evaluate(data, models.get("dgnet"), models.get("teacher"), how, reranking)
+        result = evaluate(data, networks, teacher, settings, reranking)
     print(f"\n{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n")
     report, picture = command.run / f"eval-{data.name}.json", command.run / f"rankings-{data.name}.png"
     write_json({"dataset": data.name, "root": str(data.root), "scores": result.scores}, report)
-    picture_rankings(data, result.distances, picture)
+    ranking_figure(data.query, data.gallery, result.distances.numpy(), picture)
     print(f"picture  {picture}\nreport   {report}")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ import tyro
 
 from dgfast.errors import UserError
 from dgfast.files import replacing
-from dgfast.retrieval import rerank, rerank_topk
+from dgfast.retrieval import Reranking, rerank, rerank_topk
+from dgfast.retrieval.neighbours import Metric
+from dgfast.retrieval.reranking import Variant
 
 HELP = """Re-rank a gallery by k-reciprocal neighbours, exactly (Zhong et al., CVPR 2017).
 
@@ -35,15 +37,15 @@ class Command:
     and `indices`, [Q, K] each."""
     topk: int | None = None
     """Only so many best gallery images of each query; for galleries whose [Q, G] fits neither memory nor disk."""
-    k1: int = 20
+    k1: int = Reranking.k1
     """Neighbours among which reciprocity is sought."""
-    k2: int = 6
+    k2: int = Reranking.k2
     """Neighbours averaged over; 1 leaves the average out."""
-    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.3
+    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = Reranking.lambda_
     """Weight of the original distance, 0 to 1."""
-    variant: Literal["zhong", "squared"] = "zhong"
+    variant: Variant = Reranking.variant
     """The paper's distances, or their squares, as some toolkits have it."""
-    metric: Literal["euclidean", "cosine"] = "euclidean"
+    metric: Metric = Reranking.metric
     """Distance of the features as they are, or of their directions."""
     device: str = "auto"
     """cpu, cuda or cuda:N; auto is a GPU where there is one."""
@@ -66,10 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     _keep_inputs(command)
     device = _device(command.device)
     query, gallery = (_features(path, device) for path in (command.query, command.gallery))
-    how = {
-        "k1": command.k1, "k2": command.k2, "lambda_": command.lambda_, "variant": command.variant, "metric": command.metric,
-        "progress": "re-ranking",
-    }  # fmt: skip
+    settings = Reranking(command.k1, command.k2, command.lambda_, command.variant, command.metric)
+    how: dict[str, Any] = {**vars(settings), "progress": "re-ranking"}
     if command.topk is None:
         _write(command.out, lambda partial: _all(partial, query, gallery, how))
         said = f"distances [{len(query)}, {len(gallery)}]"
@@ -94,7 +94,7 @@ def _all(partial: Path, query: np.ndarray | torch.Tensor, gallery: np.ndarray | 
     shape = (len(query), len(gallery))
     if isinstance(query, torch.Tensor):
         with partial.open("wb") as file:
-            np.save(file, rerank(query, gallery, **how).cpu().numpy())
+            np.save(file, torch.as_tensor(rerank(query, gallery, **how)).cpu().numpy())
         return
     if 0 in shape or query.ndim != 2 or gallery.ndim != 2:
         rerank(query, gallery, **how)  # says what is wrong with them

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tyro
 
-from dgfast.pedestrians import generate
 from dgfast.errors import UserError
+from dgfast.pedestrians import generate
 
 HELP = """Synthetic pedestrians in the layout of Market-1501, with masks of the clothes; the same bytes for any number of workers.
 

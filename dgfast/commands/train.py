@@ -16,7 +16,9 @@ from dgfast.data import evaluation_batches
 from dgfast.errors import Diverged, Interrupted, UserError
 from dgfast.files import write_json, write_png, write_text
 from dgfast.models import DGNet, Teacher
-from dgfast.retrieval.evaluation import Protocol, evaluate, picture_rankings, table
+from dgfast.retrieval.evaluation import evaluate, table
+from dgfast.retrieval.features import FeatureSettings
+from dgfast.retrieval.visualise import ranking_figure
 from dgfast.synthesis import swap_matrix
 from dgfast.training.distributed import Workers
 from dgfast.training.samples import spread
@@ -65,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
         data = open_data(config, workers)
         if workers.first:
             print(data.summary())
-        resumes, run = workers.share(_find_run(command, data.name) if workers.first else None)
+        found = _find_run(command, data.name) if workers.first else (False, Path())
+        resumes, run = workers.share(found)
         trainer = Trainer(config, data, run, workers, Path(torch.hub.get_dir()))
         with workers.first_goes_first():
             if workers.first and not resumes:  # only now: settings that cannot be trained leave nothing behind
@@ -144,17 +147,12 @@ def _keep_settings(config: Config, run: Path, workers: Workers) -> None:
 def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher, seconds: float) -> None:
     """Write the table, report.json and the pictures of a finished run, and print the table."""
     data, run = trainer.data, trainer.run
-    how = Protocol(
-        trainer.image_size,
-        config.evaluation.alpha,
-        config.evaluation.eval_batch_size,
-        config.data.loader_workers,
-        trainer.workers.device,
-        config.data.loader,
-    )
+    settings = FeatureSettings.of(config.data, config.evaluation, trainer.workers.device)
     bodies = spread(data.query or data.train, 2 * SWAPS)
     if len(bodies) >= 2:
-        images, _ = next(evaluation_batches(how.loader, bodies, how.image_size, len(bodies), device=how.device))
+        images, _ = next(
+            evaluation_batches(settings.loader, bodies, settings.image_size, len(bodies), device=settings.device)
+        )
         structures, appearances = images.chunk(2)
         write_png(swap_matrix(networks, structures, appearances).numpy(), run / "swaps.png")
     report = {
@@ -163,14 +161,14 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         "train_identities": data.num_classes,
         "cameras": data.num_cameras,
         "train_seconds": round(seconds, 1),
-        "device": torch.cuda.get_device_name(how.device) if how.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else "cpu",
         "precision": trainer.precision.name,
         "torch": torch.__version__,
     }
     if data.query and data.gallery:
-        result = evaluate(data, networks, teacher, how)
+        result = evaluate(data, networks, teacher, settings)
         report["scores"] = result.scores
-        picture_rankings(data, result.distances, run / "rankings.png")
+        ranking_figure(data.query, data.gallery, result.distances.numpy(), run / "rankings.png")
         text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n"
         write_text(text, run / "table.txt")
         print(f"\n{text}")

@@ -117,7 +117,7 @@ class PairSampler:
         self.batch_size = batch
         self.rank = rank
         self.world_size = world_size
-        self.image_size = tuple(image_size)
+        self.image_size = image_size
         self.pad = pad
         self.erase_probability = erase_probability
         self.mirror_probability = mirror_probability

@@ -9,10 +9,13 @@ from .backbones import make_backbone
 
 
 class AppearanceOutput(NamedTuple):
-    """What E_a says of N images.
+    """What E_a returns for N images of K identities.
 
-    code: [N, channels * parts], channel-major; prim, fine: the re-ID features [N, embedding] after BatchNorm;
-    prim_logits, fine_logits: [N, K].
+    code: [N, channels * parts], the appearance code, channel-major.
+    prim: [N, embedding], the primary re-ID feature, after BatchNorm.
+    fine: [N, embedding], the fine-grained re-ID feature, after BatchNorm.
+    prim_logits: [N, K], of the primary head.
+    fine_logits: [N, K], of the fine-grained head.
     """
 
     code: Tensor
@@ -23,7 +26,14 @@ class AppearanceOutput(NamedTuple):
 
 
 class IdentityHead(nn.Module):
-    """Linear, BatchNorm, Dropout, Linear (method, section 1): the embedding after BatchNorm is the re-ID feature."""
+    """Linear, BatchNorm, Dropout, Linear; what follows BatchNorm is the re-ID feature (docs/method.md, section 1).
+
+    Args:
+        channels: depth of the pooled feature map.
+        embedding: length of the re-ID feature.
+        num_classes: K, identities of the training set.
+        dropout: probability of Dropout, 0 to 1.
+    """
 
     def __init__(self, channels: int, embedding: int, num_classes: int, dropout: float):
         super().__init__()
@@ -37,20 +47,33 @@ class IdentityHead(nn.Module):
         nn.init.zeros_(self.classify.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, channels] -> feature [N, embedding], logits [N, K]."""
+        """Return feature and logits.
+
+        Args:
+            x: [N, channels], the pooled feature map.
+
+        Returns:
+            The re-ID feature [N, embedding] and the logits [N, K].
+        """
         feature = self.norm(self.reduce(x))
         return feature, self.classify(self.dropout(feature))
 
 
 class AppearanceEncoder(nn.Module):
-    """E_a.
+    """E_a: backbone, appearance code from horizontal stripes, primary and fine-grained identity head.
 
     Args:
-        backbone: name of the backbone.
         num_classes: K, identities of the training set.
-        parts: horizontal stripes of the appearance code (4).
-        embedding: length of the two re-ID features (512).
-        prim_dropout, fine_dropout: of the two heads (0.5 and 0.75).
+        backbone: one of `backbones.BACKBONES`.
+        parts: horizontal stripes of the appearance code.
+        embedding: length of the two re-ID features.
+        prim_dropout: probability of the primary head's Dropout, 0 to 1.
+        fine_dropout: probability of the fine-grained head's Dropout, 0 to 1.
+
+    Attributes:
+        code_length: values of the appearance code.
+
+    Source: CVPR 2019, sections 3.1 and 3.2.
     """
 
     def __init__(
@@ -70,8 +93,14 @@ class AppearanceEncoder(nn.Module):
         self.fine = IdentityHead(self.backbone.channels, embedding, num_classes, fine_dropout)
 
     def forward(self, images: Tensor) -> AppearanceOutput:
-        """[N, 3, H, W], normalised -> AppearanceOutput. The code is not detached here: training/step.py says where it
-        is."""
+        """Return code, features and logits; nothing is detached here, but where training/step.py says so.
+
+        Args:
+            images: [N, 3, H, W], RGB, normalised.
+
+        Returns:
+            See `AppearanceOutput`.
+        """
         features = self.backbone(images)
         code = F.adaptive_max_pool2d(features, (self.parts, 1)).flatten(1)
         pooled = features.amax((2, 3))

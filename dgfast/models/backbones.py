@@ -1,4 +1,4 @@
-"""The re-ID backbones: images to a feature map, the last stage's stride removed (method, section 1)."""
+"""The re-ID backbones: images to a feature map, without the last stage's stride (docs/method.md, section 1)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +12,18 @@ from dgfast.errors import UserError
 
 
 class SmallResNet(nn.Sequential):
-    """A 4-block residual network for small images and CPUs: [N, 3, H, W] -> [N, 8 width, H/8, W/8].
+    """A residual network of four blocks: [N, 3, H, W] -> [N, 8 width, H/8, W/8].
 
-    Not of the paper: it exists so that the whole method runs in minutes without a GPU.
+    It is not of the paper. With it the whole method runs in minutes without a GPU.
+
+    Args:
+        width: channels of the first convolution.
+
+    Attributes:
+        channels: depth of the feature map, 8 width.
     """
+
+    channels: int
 
     def __init__(self, width: int):
         def block(inputs: int, outputs: int, stride: int) -> BasicBlock:
@@ -38,33 +46,50 @@ class SmallResNet(nn.Sequential):
 
 
 class ResNet50(nn.Module):
-    """torchvision's ResNet-50 without its head, last stage at stride 1: [N, 3, H, W] -> [N, 2048, H/16, W/16]."""
+    """torchvision's ResNet-50 without its head, the last stage at stride 1.
+
+    Attributes:
+        channels: depth of the feature map.
+    """
 
     channels = 2048
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         net = resnet50(weights=None)
         net.layer4[0].conv2.stride = (1, 1)
         net.layer4[0].downsample[0].stride = (1, 1)
-        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
-            setattr(self, name, getattr(net, name))
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
+        """Return the feature map.
+
+        Args:
+            images: [N, 3, H, W], RGB, normalised.
+
+        Returns:
+            [N, 2048, H/16, W/16].
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
-BACKBONES: dict[str, Callable[[], nn.Module]] = {
+BACKBONES: dict[str, Callable[[], SmallResNet | ResNet50]] = {
     "resnet50": ResNet50,
     "small16": lambda: SmallResNet(16),
     "small32": lambda: SmallResNet(32),
 }
 
 
-def make_backbone(name: str) -> nn.Module:
-    """A backbone with fresh weights by its name, one of `BACKBONES`; it has `channels`, the depth of its feature map.
+def make_backbone(name: str) -> SmallResNet | ResNet50:
+    """Make a backbone with fresh weights.
+
+    Args:
+        name: one of `BACKBONES`.
+
+    Returns:
+        Images [N, 3, H, W] to a feature map; its attribute `channels` is the map's depth.
 
     Raises:
         UserError: no backbone of that name.
@@ -75,17 +100,23 @@ def make_backbone(name: str) -> nn.Module:
 
 
 def imagenet_file(cache: Path) -> Path:
-    """Where torchvision keeps the ImageNet weights of ResNet-50 below torch's hub folder `cache`."""
+    """Return the file in which torchvision keeps the ImageNet weights of ResNet-50.
+
+    Args:
+        cache: torch's hub folder, `torch.hub.get_dir()`.
+    """
     return cache / "checkpoints" / Path(ResNet50_Weights.IMAGENET1K_V1.url).name
 
 
 def load_backbone_weights(backbone: nn.Module, source: str, cache: Path) -> None:
-    """Fill a backbone from "imagenet", "none" or a file of torchvision's names (.pth or .safetensors).
+    """Fill a backbone with weights.
 
     Args:
         backbone: as `make_backbone` made it.
-        source: "none" leaves it as it is; "imagenet" needs a ResNet-50 and the network or the file in `cache`.
-        cache: torch's hub folder (`torch.hub.get_dir()`).
+        source: "none" leaves it as it is; "imagenet" needs a ResNet-50, and the network or the file in `cache`; else a
+            file of torchvision's names, .pth or .safetensors.
+        cache: torch's hub folder, `torch.hub.get_dir()`.
+
     Raises:
         UserError: the weights are not there, cannot be read, or belong to another network.
     """
@@ -95,20 +126,27 @@ def load_backbone_weights(backbone: nn.Module, source: str, cache: Path) -> None
         state = _imagenet(backbone, cache)
     else:
         state = read_tensors(Path(source))
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}  # the classifier's
     wanted = backbone.state_dict()
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     wrong = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
     if missing or wrong:
         raise UserError(
-            f"backbone weights {source}: {len(missing)} of {len(wanted)} entries are missing and {len(wrong)} have another"
-            f" shape (first: {(missing + wrong)[0]}); expected a state dict of torchvision's names for this backbone"
+            f"backbone weights {source}: {len(missing)} of {len(wanted)} entries are missing and {len(wrong)} have"
+            f" another shape (first: {(missing + wrong)[0]}); expected a state dict of torchvision's names for this"
+            " backbone"
         )
     backbone.load_state_dict(state, strict=False)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors file or a pickle of tensors alone (no code is run).
+    """Read a state dict; no code in the file is run.
+
+    Args:
+        path: a .safetensors file, or a pickle of tensors alone.
+
+    Returns:
+        The tensors by name, on the CPU.
 
     Raises:
         UserError: the file is missing, is no such file, or holds anything but tensors.
@@ -137,8 +175,8 @@ def _imagenet(backbone: nn.Module, cache: Path) -> dict[str, Tensor]:
             ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
         except Exception as error:
             raise UserError(
-                f"ImageNet weights cannot be downloaded here ({type(error).__name__}); expected the network or the file:"
-                f" fetch {file.name} from PyTorch's model pages on another machine, put it at {file},"
+                f"ImageNet weights cannot be downloaded here ({type(error).__name__}); expected the network or the"
+                f" file: fetch {file.name} from PyTorch's model pages on another machine, put it at {file},"
                 " or pass --backbone-weights FILE or none"
             ) from error
     return read_tensors(file)

@@ -1,4 +1,4 @@
-"""G, the decoder: a structure code and an appearance code to an image (paper, section 3.1, equation 1)."""
+"""G, the decoder: a structure code and an appearance code to an image (CVPR 2019, section 3.1, equation 1)."""
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,13 @@ from .upsampled_convolution import UpsampledConvolution
 class InjectedBlock(nn.Module):
     """[3x3 AdaIN LeakyReLU, 3x3 AdaIN] + x: the residual block into which the appearance is injected.
 
-    One part of the appearance code feeds two small networks: one gives the scales, one the biases; the first half of
-    each belongs to the first AdaIN, the second half to the second. Reads a tensor that carries a reflected border of
-    one pixel.
+    One part of the appearance code feeds two small networks. One gives the scales, the other the biases: of the first
+    AdaIN in its first half, of the second AdaIN in its second half.
+
+    Args:
+        channels: C, of the structure code.
+        part: values of the part of the appearance code.
+        hidden: width of the two small networks.
     """
 
     def __init__(self, channels: int, part: int, hidden: int):
@@ -26,9 +30,17 @@ class InjectedBlock(nn.Module):
         self.bias = _mlp(part, hidden, 2 * channels)
 
     def forward(self, padded: Tensor, part: Tensor, out_pad: int) -> Tensor:
-        """padded: [M, C, H + 2, W + 2]; part: [N, part], N a multiple of M -> [N, C, H + 2 out_pad, W + 2 out_pad].
+        """Inject part n of the appearance into input n mod M.
 
-        Input n mod M takes part n: the first convolution is that of M inputs, however many appearances each is given.
+        So the first convolution is that of M inputs, however many appearances each of them is given.
+
+        Args:
+            padded: [M, C, H + 2, W + 2], with a reflected border of one pixel.
+            part: [N, part], N a multiple of M.
+            out_pad: width of the output's reflected border, pixels.
+
+        Returns:
+            [N, C, H + 2 out_pad, W + 2 out_pad].
         """
         times = len(part) // len(padded)
         scale1, scale2 = self.scale(part).chunk(2, 1)
@@ -38,30 +50,44 @@ class InjectedBlock(nn.Module):
 
 
 class UpsampleBlock(nn.Module):
-    """Nearest upsampling by 2, 5x5 convolution that halves the channels, layer norm, LeakyReLU."""
+    """Nearest upsampling by 2, 5x5 convolution that halves the channels, layer norm, LeakyReLU.
+
+    Args:
+        channels: C, of the input.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = UpsampledConvolution(channels, channels // 2)
-        # gamma is drawn from U(0, 1), as in the reference (method, section 1)
+        # The public reference system draws the gain from U(0, 1); see docs/method.md, section 1.
         self.gamma = nn.Parameter(torch.rand(channels // 2))
         self.beta = nn.Parameter(torch.zeros(channels // 2))
 
     def forward(self, x: Tensor, out_pad: int) -> Tensor:
-        """[N, C, H, W] -> [N, C/2, 2H + 2 out_pad, 2W + 2 out_pad]."""
+        """Return the enlarged activations.
+
+        Args:
+            x: [N, C, H, W].
+            out_pad: width of the output's reflected border, pixels.
+
+        Returns:
+            [N, C/2, 2H + 2 out_pad, 2W + 2 out_pad].
+        """
         return layer_norm(self.conv(x), self.gamma, self.beta, slope=SLOPE, pad=out_pad)
 
 
 class Decoder(nn.Module):
-    """G(s, f).
+    """G(s, f): residual blocks with injected appearance, two upsampling blocks, three convolutions.
 
     Args:
-        channels: of the structure code (128).
-        code: length of the appearance code (8192); cut into as many consecutive parts as there are blocks.
-        blocks: residual blocks, each with its own part of the code (4).
-        hidden: width of the networks that turn a part into scales and biases (512).
+        channels: of the structure code.
+        code: length of the appearance code; it is cut into as many consecutive parts as there are blocks.
+        blocks: residual blocks, each with its own part of the code.
+        hidden: width of the networks that turn a part into scales and biases.
+
     Attributes:
-        recompute: keep no activations of the blocks; see `layers.through`.
+        recompute: keep no activations of the blocks, compute them again in the backward pass; see `layers.through`.
+
     Raises:
         ValueError: the code does not divide into the blocks.
     """
@@ -80,10 +106,14 @@ class Decoder(nn.Module):
         kaiming_fan_in(self)
 
     def forward(self, structure: Tensor, code: Tensor) -> Tensor:
-        """structure: [M, channels, H/4, W/4]; code: [N, code], N a multiple of M -> images [N, 3, H, W], normalised, no
-        activation.
+        """Paint image n: structure n mod M in appearance n.
 
-        Image n shows structure n mod M in appearance n.
+        Args:
+            structure: [M, channels, H/4, W/4].
+            code: [N, code], N a multiple of M.
+
+        Returns:
+            Images [N, 3, H, W], RGB, normalised; no activation bounds them.
         """
         x = reflect(structure, 1)
         parts = code.chunk(len(self.blocks), 1)
@@ -96,11 +126,12 @@ class Decoder(nn.Module):
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:
-    """[M, ...] -> [times M, ...]; unlike Tensor.repeat, in the memory format of x."""
+    """[M, ...] -> [times M, ...] in the memory format of x, which Tensor.repeat would not keep."""
     return torch.cat([x] * times) if times > 1 else x
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """[N, inputs] -> [N, outputs]: three linear layers, LeakyReLU between them."""
     return nn.Sequential(
         nn.Linear(inputs, hidden),
         nn.LeakyReLU(SLOPE),

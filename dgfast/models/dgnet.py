@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal, overload
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -10,6 +11,7 @@ from torch import nn
 
 from dgfast.config import ModelConfig
 from dgfast.errors import UserError
+from dgfast.files import replacing
 
 from .appearance import AppearanceEncoder
 from .decoder import Decoder
@@ -19,7 +21,7 @@ from .teacher import Teacher
 
 
 class DGNet(nn.Module):
-    """E_s, E_a, G and D of one model.
+    """E_a, E_s, G and D of one model: `appearance`, `structure`, `decoder`, `discriminator`.
 
     Args:
         config: sizes of the networks.
@@ -43,12 +45,24 @@ class DGNet(nn.Module):
 
 
 def make_teacher(config: ModelConfig, num_classes: int) -> Teacher:
-    """A teacher with fresh weights and the same backbone as `DGNet(config, num_classes)`."""
+    """Make a teacher with fresh weights and the same backbone as `DGNet(config, num_classes)`.
+
+    Args:
+        config: sizes of the networks.
+        num_classes: K, identities of the training set.
+    """
     return Teacher(num_classes, config.backbone, config.embedding)
 
 
 def save_model(model: DGNet | Teacher, config: ModelConfig, num_classes: int, path: Path) -> None:
-    """Write a model with its sizes to one .safetensors file, whole or not at all."""
+    """Write a model with its sizes to one file, whole or not at all.
+
+    Args:
+        model: of any device.
+        config: that it was made with.
+        num_classes: that it was made with.
+        path: a .safetensors file.
+    """
     kind = "dgnet" if isinstance(model, DGNet) else "teacher"
     metadata = {
         "format": "dgfast-1",
@@ -56,16 +70,29 @@ def save_model(model: DGNet | Teacher, config: ModelConfig, num_classes: int, pa
         "config": json.dumps(dataclasses.asdict(config)),
         "num_classes": str(num_classes),
     }
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary, metadata=metadata)
-    temporary.replace(path)
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
 
 
-def load_model(path: Path, kind: str) -> DGNet | Teacher:
-    """The model that `save_model` wrote, in eval mode.
+@overload
+def load_model(path: Path, kind: Literal["dgnet"]) -> DGNet: ...
+
+
+@overload
+def load_model(path: Path, kind: Literal["teacher"]) -> Teacher: ...
+
+
+def load_model(path: Path, kind: Literal["dgnet", "teacher"]) -> DGNet | Teacher:
+    """Read a model that `save_model` wrote.
 
     Args:
-        path: a .safetensors file; kind: "dgnet" or "teacher".
+        path: a .safetensors file.
+        kind: "dgnet" or "teacher".
+
+    Returns:
+        The model on the CPU, in eval mode.
+
     Raises:
         UserError: no such file, or it holds something else.
     """

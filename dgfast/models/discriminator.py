@@ -1,4 +1,4 @@
-"""D, the discriminator: patch maps of an image at several scales (paper, section 3.1, equation 5)."""
+"""D, the discriminator: patch maps of an image at several scales (CVPR 2019, section 3.1, equation 5)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +9,11 @@ from .layers import SLOPE, gaussian, reflect_activated
 
 
 class PatchBlock(nn.Module):
-    """[3x3 LeakyReLU, 3x3] + x, without norm."""
+    """[3x3 LeakyReLU, 3x3] + x, without norm.
+
+    Args:
+        channels: C.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -17,12 +21,24 @@ class PatchBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
+        """Return the block's output.
+
+        Args:
+            x: [N, C, H, W].
+
+        Returns:
+            [N, C, H, W].
+        """
         return x + self.conv2(reflect_activated(self.conv1(reflect(x, 1))))
 
 
 class PatchCritic(nn.Module):
-    """The discriminator of one scale: two halvings, `blocks` residual blocks, a 1x1 convolution to one map."""
+    """The discriminator of one scale: two halvings, residual blocks, a 1x1 convolution to one map.
+
+    Args:
+        width: channels of the first convolution.
+        blocks: residual blocks.
+    """
 
     def __init__(self, width: int, blocks: int):
         super().__init__()
@@ -39,7 +55,14 @@ class PatchCritic(nn.Module):
         self.to_map = nn.Conv2d(2 * width, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, H, W] -> [N, 1, H/4, W/4]."""
+        """Return the patch map.
+
+        Args:
+            x: images [N, 3, H, W], RGB, normalised.
+
+        Returns:
+            [N, 1, H/4, W/4], towards 1 for real patches and 0 for generated ones.
+        """
         x = self.point(x)
         for conv in self.stem:
             x = conv(reflect_activated(x))
@@ -50,12 +73,12 @@ class PatchCritic(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D. Each further scale sees the image average-pooled 3x3 with stride 2 once more.
+    """D: one `PatchCritic` for each scale; each further scale sees the image average-pooled once more, 3x3, stride 2.
 
     Args:
-        width: channels of the first convolution (32).
-        blocks: residual blocks a scale (4).
-        scales: number of scales (3).
+        width: channels of the first convolution.
+        blocks: residual blocks of each scale.
+        scales: number of scales.
     """
 
     def __init__(self, width: int = 32, blocks: int = 4, scales: int = 3):
@@ -64,7 +87,14 @@ class Discriminator(nn.Module):
         gaussian(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[N, 3, H, W] -> patch maps [N, 1, H/4, W/4], [N, 1, H/8, W/8], ..., finest first."""
+        """Return the patch maps of all scales.
+
+        Args:
+            images: [N, 3, H, W], RGB, normalised.
+
+        Returns:
+            [N, 1, H/4, W/4], [N, 1, H/8, W/8], ..., the finest first.
+        """
         maps = []
         for index, critic in enumerate(self.scales):
             if index:

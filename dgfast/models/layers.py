@@ -1,5 +1,4 @@
-"""The building blocks that several networks share: convolution with a reflected border, residual blocks,
-initialisation."""
+"""What several networks share: activated borders, the residual block, recomputation, initialisation."""
 
 from typing import Any
 
@@ -14,36 +13,54 @@ SLOPE = 0.2  # LeakyReLU of every generative network
 
 
 def reflect_activated(x: Tensor) -> Tensor:
-    """[N, C, H, W], a convolution's output -> LeakyReLU of it, [N, C, H + 2, W + 2] with a reflected border.
+    """Return LeakyReLU of x with a reflected border of one pixel.
 
-    Activated behind the border and in place, the same values: of both steps only what the next convolution keeps is
-    kept.
+    The activation works in place on the bordered tensor. So of both steps only the tensor that the next convolution
+    keeps is kept.
+
+    Args:
+        x: [N, C, H, W], a convolution's output.
+
+    Returns:
+        [N, C, H + 2, W + 2].
     """
     return F.leaky_relu_(reflect(x, 1), SLOPE)
 
 
 class _Inside(torch.autograd.Function):
-    """A slice's own backward fills a contiguous tensor, whatever the format of what it gets; padding keeps the
-    format."""
+    """The slice without the border, with a backward pass that keeps the memory format.
+
+    PyTorch's own backward of a slice fills a contiguous tensor, whatever the format of the gradient.
+    """
 
     @staticmethod
-    def forward(ctx, padded: Tensor) -> Tensor:
+    def forward(ctx: Any, padded: Tensor) -> Tensor:
         return padded[..., 1:-1, 1:-1]
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return F.pad(grad, (1,) * 4)
 
 
 def inside(padded: Tensor) -> Tensor:
-    """[N, C, H + 2, W + 2] -> its view [N, C, H, W] without the border; channels-last in both directions."""
+    """Return the view without the border of one pixel; its gradient keeps the memory format, too.
+
+    Args:
+        padded: [N, C, H + 2, W + 2].
+
+    Returns:
+        [N, C, H, W].
+    """
     return _Inside.apply(padded)
 
 
 class InstanceNormBlock(nn.Module):
-    """[3x3 IN LeakyReLU, 3x3 IN] + x, the residual block of E_s (method, section 1).
+    """[3x3 IN LeakyReLU, 3x3 IN] + x, the residual block of E_s (docs/method.md, section 1).
 
-    Reads and returns tensors that already carry a reflected border of one pixel, so that no pass pads in between.
+    It reads and returns bordered tensors, so that nothing pads between two blocks.
+
+    Args:
+        channels: C.
     """
 
     def __init__(self, channels: int):
@@ -52,28 +69,52 @@ class InstanceNormBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3)
 
     def forward(self, padded: Tensor, out_pad: int) -> Tensor:
-        """padded: [N, C, H + 2, W + 2] -> [N, C, H + 2 out_pad, W + 2 out_pad]."""
+        """Return the block's output.
+
+        Args:
+            padded: [N, C, H + 2, W + 2], with a reflected border of one pixel.
+            out_pad: width of the output's reflected border, pixels.
+
+        Returns:
+            [N, C, H + 2 out_pad, W + 2 out_pad].
+        """
         y = adain(self.conv1(padded), slope=SLOPE, pad=1)
         return adain(self.conv2(y), residual=inside(padded), pad=out_pad)
 
 
 def through(block: nn.Module, *inputs: Any, recompute: bool) -> Any:
-    """The block's output; with `recompute` its activations are not kept but computed again in the backward pass."""
+    """Return the block's output.
+
+    Args:
+        block: called with the inputs.
+        inputs: of the block.
+        recompute: do not keep the block's activations, but compute them again in the backward pass.
+    """
     return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if recompute else block(*inputs)
 
 
 def kaiming_fan_in(module: nn.Module) -> None:
-    """E_s and G: kaiming normal, fan in, gain for the rectifier; bias 0 (method, section 1)."""
+    """Draw the start of E_s and G: Kaiming's normal distribution by fan-in, biases 0 (docs/method.md, section 1).
+
+    Args:
+        module: whose convolutions and linear layers, all with biases, are filled.
+    """
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(layer.weight, a=0, mode="fan_in")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 @torch.no_grad()
-def gaussian(module: nn.Module, std: float = 0.02) -> None:
-    """D: normal with deviation 0.02, bias 0 (method, section 1)."""
+def gaussian(module: nn.Module) -> None:
+    """Draw the start of D: normal with deviation 0.02, biases 0 (docs/method.md, section 1).
+
+    Args:
+        module: whose convolutions, all with biases, are filled.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            layer.weight.normal_(0, std)
-            layer.bias.zero_()
+            layer.weight.normal_(0, 0.02)
+            if layer.bias is not None:
+                layer.bias.zero_()

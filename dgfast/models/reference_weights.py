@@ -1,7 +1,7 @@
-"""Released checkpoints of the public reference system, turned into dgfast's names (layout: method, section 1)."""
+"""Released checkpoints of the public reference system, with dgfast's names (layers: docs/method.md, section 1)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -9,10 +9,12 @@ from dgfast.config import ModelConfig
 from dgfast.errors import UserError
 
 StateDict = Mapping[str, Tensor]
+Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 
-# Each line: a pattern over the reference's name, and dgfast's name; tried in order. An empty name drops the entry: it
-# has no effect in the reference (statistics of an AdaIN that uses the instance's, and ResNet's unused ImageNet head).
-_GENERATOR = [
+# Each line: a pattern of the reference's names, and dgfast's name. The first that matches counts. An empty name drops
+# the entry, which has no effect in the reference: running statistics of an AdaIN that uses the instance's own, and
+# ResNet's unused ImageNet head.
+_GENERATOR: Rules = [
     (r"enc_content\.model\.([0-3])\.conv\.(\w+)", r"structure.stem.\1.\2"),
     (r"enc_content\.model\.4\.model\.(\d)\.model\.0\.conv\.(\w+)", r"structure.blocks.\1.conv1.\2"),
     (r"enc_content\.model\.4\.model\.(\d)\.model\.1\.conv\.(\w+)", r"structure.blocks.\1.conv2.\2"),
@@ -35,8 +37,9 @@ _GENERATOR = [
     (r"dec\.model\.7\.conv\.(\w+)", r"decoder.refine.1.\1"),
     (r"dec\.model\.8\.conv\.(\w+)", r"decoder.to_rgb.\1"),
 ]
-_MLP = re.compile(r"mlp_([wb])(\d)\.model\.(\d)\.fc\.(\w+)")  # 1-based block; linear layers sit at 0, 2, 4 of dgfast's
-_DISCRIMINATOR = [
+# The reference counts blocks from 1, and linear layers 0, 1, 2, where dgfast has activations between them.
+_MLP = re.compile(r"mlp_([wb])(\d)\.model\.(\d)\.fc\.(\w+)")
+_DISCRIMINATOR: Rules = [
     (r"cnns\.(\d)\.0\.conv\.(\w+)", r"discriminator.scales.\1.point.\2"),
     (r"cnns\.(\d)\.([1-4])\.conv\.(\w+)", lambda m: f"discriminator.scales.{m[1]}.stem.{int(m[2]) - 1}.{m[3]}"),
     (
@@ -46,25 +49,30 @@ _DISCRIMINATOR = [
     (r"cnns\.(\d)\.9\.(\w+)", r"discriminator.scales.\1.to_map.\2"),
 ]
 _HEAD = {"add_block.0": "reduce", "add_block.1": "norm", "classifier.0": "classify"}
-_IDENTITY = [
+_IDENTITY: Rules = [
     (r"model\.fc\.\w+", ""),
     (r"model\.(.+)", r"appearance.backbone.\1"),
     (r"classifier1\.(add_block\.[01]|classifier\.0)\.(\w+)", lambda m: f"appearance.prim.{_HEAD[m[1]]}.{m[2]}"),
     (r"classifier2\.(add_block\.[01]|classifier\.0)\.(\w+)", lambda m: f"appearance.fine.{_HEAD[m[1]]}.{m[2]}"),
 ]
-_TEACHER = [
+_TEACHER: Rules = [
     (r"model\.fc\.\w+", ""),
     (r"model\.(.+)", r"backbone.\1"),
     (r"classifier\.(add_block\.[01]|classifier\.0)\.(\w+)", lambda m: f"head.{_HEAD[m[1]]}.{m[2]}"),
 ]
-_RULES = {"id": _IDENTITY, "dis": _DISCRIMINATOR, "teacher": _TEACHER}
+_RULES: dict[str, Rules] = {"id": _IDENTITY, "dis": _DISCRIMINATOR, "teacher": _TEACHER}
 
 
 def dgfast_name(network: str, name: str) -> str:
-    """dgfast's name of one entry of the reference ("" where the entry has no effect).
+    """Return dgfast's name of one entry of the reference.
 
     Args:
-        network: "gen", "id", "dis" or "teacher"; name: the entry's name in the reference's state dict.
+        network: "gen", "id", "dis" or "teacher".
+        name: the entry's name in the reference's state dict.
+
+    Returns:
+        The name in dgfast's state dict; "" where the entry has no effect.
+
     Raises:
         UserError: the reference has no such entry.
     """
@@ -75,19 +83,21 @@ def dgfast_name(network: str, name: str) -> str:
     for pattern, replacement in _GENERATOR if network == "gen" else _RULES[network]:
         match = re.fullmatch(pattern, name)
         if match:
-            return replacement(match) if callable(replacement) else match.expand(replacement)
+            return match.expand(replacement) if isinstance(replacement, str) else replacement(match)
     raise UserError(
         f"entry {name!r} is not one of the reference's {network!r} network: check which file is passed as --{network}"
     )
 
 
 def convert(states: Mapping[str, StateDict]) -> dict[str, dict[str, Tensor]]:
-    """State dicts of the reference's networks -> dgfast's.
+    """Rename state dicts of the reference's networks.
 
     Args:
         states: by network, any of "gen" (E_s and G), "id" (E_a), "dis" (D), "teacher".
+
     Returns:
-        "dgnet": entries of `DGNet` for gen, id and dis; "teacher": entries of `Teacher`; each where it was given.
+        "dgnet": entries of `DGNet` from gen, id and dis; "teacher": entries of `Teacher`; each where it was given.
+
     Raises:
         UserError: an entry that the reference does not have.
     """
@@ -102,8 +112,13 @@ def convert(states: Mapping[str, StateDict]) -> dict[str, dict[str, Tensor]]:
 
 
 def sizes(states: Mapping[str, StateDict]) -> tuple[ModelConfig, int]:
-    """The sizes (those of the paper) and the number of classes K of the reference's networks, read from "id" or
-    "teacher".
+    """Return the sizes of the reference's networks.
+
+    Args:
+        states: as for `convert`.
+
+    Returns:
+        The paper's sizes, and K, the number of identities, read from "id" or "teacher".
 
     Raises:
         UserError: neither of the two is there.

@@ -1,4 +1,4 @@
-"""E_s, the structure encoder: a grey image to a structure code at a quarter of its size (paper, section 3.1)."""
+"""E_s, the structure encoder: a grey image to a structure code at a quarter of its size (CVPR 2019, section 3.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,27 @@ from .layers import SLOPE, InstanceNormBlock, kaiming_fan_in, through
 
 
 def grey(images: Tensor) -> Tensor:
-    """[N, 3, H, W] -> [N, 1, H, W], the mean over RGB: what E_s sees of an image."""
+    """Return what E_s sees of an image: the mean over RGB.
+
+    Args:
+        images: [N, 3, H, W].
+
+    Returns:
+        [N, 1, H, W].
+    """
     return images.mean(1, keepdim=True)
 
 
 class ContextBlock(nn.Module):
-    """ASPP: one 1x1 branch and three dilated ones, fused by a 1x1 convolution (method, section 1).
+    """Atrous spatial pyramid pooling: one 1x1 branch and three dilated ones, fused by a 1x1 convolution.
 
-    Instance norm everywhere; LeakyReLU between the two convolutions of a dilated branch alone.
+    Instance norm follows every convolution; LeakyReLU stands only between the two convolutions of a dilated branch.
+
+    Args:
+        channels: C, of the input.
+        branch: channels of each branch.
+
+    Source: docs/method.md, section 1; the pooling itself: Chen et al., "DeepLab", TPAMI 2018.
     """
 
     DILATIONS = (3, 6, 9)
@@ -29,22 +42,32 @@ class ContextBlock(nn.Module):
         self.fuse = nn.Conv2d(4 * branch, 4 * branch, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, 4 branch, H, W]."""
+        """Return the fused branches.
+
+        Args:
+            x: [N, C, H, W].
+
+        Returns:
+            [N, 4 branch, H, W].
+        """
         branches = [adain(self.point(x))]
-        for reduce, dilated in zip(self.reduce, self.dilated, strict=True):
-            y = adain(reduce(x), slope=SLOPE, pad=dilated.dilation[0])
+        for reduce, dilated, dilation in zip(self.reduce, self.dilated, self.DILATIONS, strict=True):
+            y = adain(reduce(x), slope=SLOPE, pad=dilation)
             branches.append(adain(dilated(y)))
         return adain(self.fuse(torch.cat(branches, 1)))
 
 
 class StructureEncoder(nn.Module):
-    """E_s. Widths grow from `width`: width, 2 width, 2 width, 4 width; the code has 8 width channels.
+    """E_s: four convolutions (width, 2 width, 2 width, 4 width channels), residual blocks, `ContextBlock`.
 
     Args:
-        width: channels of the first convolution (16 in the paper's model).
-        blocks: residual blocks at a quarter of the image's size (4).
+        width: channels of the first convolution.
+        blocks: residual blocks at a quarter of the image's size.
+
     Attributes:
-        recompute: keep no activations of the residual blocks and the context; see `layers.through`.
+        channels: of the structure code, 8 width.
+        recompute: keep no activations of the residual blocks and the context, compute them again in the backward pass;
+            see `layers.through`.
     """
 
     recompute = False
@@ -65,11 +88,19 @@ class StructureEncoder(nn.Module):
         kaiming_fan_in(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Grey images [N, 1, H, W], normalised, H and W divisible by 4 -> structure code [N, 8 width, H/4, W/4]."""
+        """Return the structure code.
+
+        Args:
+            x: grey images [N, 1, H, W], normalised, H and W divisible by 4.
+
+        Returns:
+            [N, 8 width, H/4, W/4].
+        """
         x = reflect(x, 1)
         for conv in self.stem:
             x = adain(conv(x), slope=SLOPE, pad=1)
-        # A frozen view's weights are gone by the time of its backward pass.
+        # A frozen network runs on detached weights, which stand in for its own during this call alone. Computed again
+        # in the backward pass, the activations would come from its own weights, which take gradients.
         recompute = self.recompute and self.context.fuse.weight.requires_grad
         for block in self.blocks:
             x = through(block, x, int(block is not self.blocks[-1]), recompute=recompute)

@@ -1,20 +1,23 @@
-"""Nearest upsampling by 2, a reflected border and a 5x5 convolution, computed on the small image: 25 taps become 9,
-exactly.
+"""Nearest upsampling by 2, a reflected border and a 5x5 convolution, computed on the small image: exactly, with 9 taps
+for 25.
 
 Output pixel (2i + p, 2j + q), of phase (p, q), sees 5x5 pixels of the enlarged image, which show at most 3x3 pixels of
-the small one. Taps that fall on the same small pixel are added up once, and four small kernels, one a phase, do the
-work of the large one. Along one axis, with taps w0..w4 and small pixels x:
+the small one. Taps that fall on the same small pixel are added up once. Four small kernels, one for each phase, then do
+the work of the large one. Along one axis, with taps w0..w4 and small pixels x:
 
-    inside      p=0: (w0+w1) x[i-1] + (w2+w3) x[i] + w4 x[i+1]              p=1: w0 x[i-1] + (w1+w2) x[i] + (w3+w4)
-    x[i+1] i = 0       p=0: (w1+w2+w3) x[0] + (w0+w4) x[1]                         p=1: (w0+w1+w2) x[0] + (w3+w4) x[1]
+    inside      p = 0:  (w0+w1) x[i-1] + (w2+w3) x[i] + w4 x[i+1]
+                p = 1:  w0 x[i-1] + (w1+w2) x[i] + (w3+w4) x[i+1]
+    i = 0       p = 0:  (w1+w2+w3) x[0] + (w0+w4) x[1]
+                p = 1:  (w0+w1+w2) x[0] + (w3+w4) x[1]
     i = last    the mirror image of i = 0
 
-because the reflected border of the enlarged image shows x[0] in its first row and x[1] in its second. So the kernels
-are 3x3 inside, 2x3 and 3x2 on the edges, 2x2 in the corners: (3H - 2)(3W - 2) taps a phase, not 25 HW. Each small pixel
-is worked on once, by its own kernel, and nothing is padded.
+The ends differ because the reflected border of the enlarged image shows x[0] in its first row and x[1] in its second.
+So the kernels are 3x3 inside, 2x3 and 3x2 on the edges, 2x2 in the corners: (3H - 2)(3W - 2) taps a phase, not 25 HW.
+Each small pixel is worked on once, by its own kernel, and nothing is padded.
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,26 +30,41 @@ _PIECES = ((1, 1), (2, 1), (1, 2), (2, 2))
 
 
 class UpsampledConvolution(nn.Conv2d):
-    """[N, C, H, W] -> [N, outputs, 2H, 2W]: what a 5x5 convolution gives behind nearest upsampling and a reflected
-    border of 2.
+    """A 5x5 convolution behind nearest upsampling by 2 and a reflected border of 2 pixels.
 
-    Weight [outputs, C, 5, 5] and bias [outputs] are those of the plain convolution.
+    Weight [outputs, inputs, 5, 5] and bias [outputs] are those of the plain convolution.
+
+    Args:
+        inputs: channels of x.
+        outputs: channels of the result.
     """
+
+    fold: Tensor
+    bias: nn.Parameter
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, 5)
-        # A constant that moves with the module's device; no part of its state.
+        # A constant: it moves to the module's device, but is no part of its state.
         self.register_buffer("fold", fold_matrix(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Enlarge and convolve.
+
+        Args:
+            x: [N, inputs, H, W].
+
+        Returns:
+            [N, outputs, 2H, 2W].
+        """
         return upsampled_convolution(x, self.weight, self.bias, self.fold)
 
 
 def fold_matrix() -> Tensor:
-    """[196, 25], fp32: which taps of a 5x5 kernel each tap of the small kernels adds up (0 or 1).
+    """Return which taps of the 5x5 kernel each tap of the small kernels adds up.
 
-    Rows: the pieces one after another, and in each (row tap, column tap, column end, row end, p, q).
+    Returns:
+        [196, 25], fp32, each 0 or 1. Rows: the pieces of `_PIECES` one after another, in each of them the taps in the
+        order (row tap, column tap, column end, row end, p, q).
     """
     inside, ends = torch.zeros(1, 3, 2, 5), torch.zeros(2, 2, 2, 5)  # [end, small tap, phase, tap]
     for phase in range(2):
@@ -60,14 +78,19 @@ def fold_matrix() -> Tensor:
 
 
 def upsampled_convolution(x: Tensor, weight: Tensor, bias: Tensor, fold: Tensor) -> Tensor:
-    """`F.conv2d(F.pad(F.interpolate(x, scale_factor=2), (2, 2, 2, 2), "reflect"), weight, bias)`, up to rounding.
+    """Compute `F.conv2d(F.pad(F.interpolate(x, scale_factor=2), (2,) * 4, "reflect"), weight, bias)`, up to rounding.
 
     Differentiable twice in x, weight and bias.
 
     Args:
-        x: [N, C, H, W], H and W at least 2; weight: [O, C, 5, 5]; bias: [O]; fold: of `fold_matrix`, on their device.
+        x: [N, C, H, W], H and W at least 2.
+        weight: [O, C, 5, 5].
+        bias: [O].
+        fold: of `fold_matrix`, on the device of the others.
+
     Returns:
         [N, O, 2H, 2W], channels-last where x is.
+
     Raises:
         ValueError: an image of less than 2 pixels a side, where a border of 2 cannot be reflected.
     """
@@ -77,20 +100,20 @@ def upsampled_convolution(x: Tensor, weight: Tensor, bias: Tensor, fold: Tensor)
     x, rows = _with_ends(x, 2)
     x, columns = _with_ends(x, 3)
     rows, corners = _with_ends(rows, 3)
-    pieces = []
+    pieces: list[Tensor | None] = []
     kernels = _kernels(weight, fold)
     for piece, kernel, (a, b) in zip((x, rows, columns, corners), kernels, _PIECES, strict=True):
         if min(piece.shape[2] - kernel.shape[2], piece.shape[3] - kernel.shape[3]) < 0:
-            pieces.append(None)  # of two pixels both are ends, and nothing lies inside
+            pieces.append(None)  # of two pixels both are ends: nothing lies inside
         else:
             pieces.append(F.conv2d(piece, kernel, bias.repeat(4 * a * b), groups=a * b))
     return _Interleave.apply(height, width, x.stride(1) == 1, *pieces)
 
 
 def _kernels(weight: Tensor, fold: Tensor) -> list[Tensor]:
-    """The pieces' kernels, [(column end, row end, p, q, O), C, row taps, column taps] each.
+    """The pieces' kernels, each [(column end, row end, p, q, O), C, row taps, column taps].
 
-    Sums of taps are made in the weight's own precision; autocast rounds the sum, not what is added.
+    Taps are added up in the weight's own precision, so that under autocast the sum is rounded and not the taps.
     """
     outputs, channels = weight.shape[:2]
     device = weight.device.type
@@ -106,30 +129,31 @@ def _kernels(weight: Tensor, fold: Tensor) -> list[Tensor]:
 
 def _with_ends(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """x, and its first and last two slices along `dim`, side by side as channels."""
-    if (
-        torch.compiler.is_compiling()
-    ):  # the compiler sees for itself what `_WithEnds` is for, and knows no such function
+    if torch.compiler.is_compiling():  # the compiler itself avoids what `_WithEnds` is for
         return x, _ends(x, dim)
     return _WithEnds.apply(x, dim)
 
 
 def _ends(x: Tensor, dim: int) -> Tensor:
+    """The first and the last two slices of x along `dim`, side by side as channels."""
     return torch.cat([x.narrow(dim, 0, 2), x.narrow(dim, x.shape[dim] - 2, 2)], 1)
 
 
 class _WithEnds(Function):
-    """`_with_ends` with a way back of its own: what comes from the ends is added to the gradient of the whole in place,
-    where autograd would fill and add one tensor of x's size for each slice."""
+    """`_with_ends` with a backward pass of its own: the ends' gradients are added to that of the whole in place.
+
+    Autograd would fill and add one tensor of x's size for each slice.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         ctx.dim = dim
         return x.view_as(x), _ends(x, dim)
 
     @staticmethod
-    def backward(ctx, whole: Tensor, ends: Tensor) -> tuple[Tensor, None]:
-        # `whole` was made for this call alone: x's alias has no other reader than one convolution, or another
-        # _WithEnds.
+    def backward(ctx: Any, whole: Tensor, ends: Tensor) -> tuple[Tensor, None]:
+        # In place, because nobody else reads `whole`: it comes from the only reader of x's alias, a convolution or
+        # another _WithEnds, which made it for this call.
         first, last = ends.chunk(2, 1)
         whole.narrow(ctx.dim, 0, 2).add_(first)
         whole.narrow(ctx.dim, whole.shape[ctx.dim] - 2, 2).add_(last)
@@ -137,13 +161,14 @@ class _WithEnds(Function):
 
 
 class _Interleave(Function):
-    """The pieces' phases, [N, (column end, row end, p, q, O), h, w] each, to the image [N, O, 2H, 2W] in one pass."""
+    """From the pieces, each [N, (column end, row end, p, q, O), h, w], to the image [N, O, 2H, 2W] in one pass."""
 
     @staticmethod
-    def forward(ctx, height: int, width: int, channels_last: bool, *pieces: Tensor | None) -> Tensor:
+    def forward(ctx: Any, height: int, width: int, channels_last: bool, *pieces: Tensor | None) -> Tensor:
         ctx.format = torch.channels_last if channels_last else torch.contiguous_format
         ctx.shapes = [None if piece is None else piece.shape for piece in pieces]
         corners = pieces[-1]
+        assert corners is not None  # every image has corners
         n, outputs = len(corners), corners.shape[1] // 16
         image = torch.empty(
             (n, outputs, 2 * height, 2 * width), dtype=corners.dtype, device=corners.device, memory_format=ctx.format
@@ -154,8 +179,8 @@ class _Interleave(Function):
         return image
 
     @staticmethod
-    def backward(ctx, image: Tensor):
-        pieces = []
+    def backward(ctx: Any, image: Tensor) -> tuple[Tensor | None, ...]:
+        pieces: list[Tensor | None] = []
         for shape, place, ends in zip(ctx.shapes, _places(image), _PIECES, strict=True):
             if shape is None:
                 pieces.append(None)
@@ -167,7 +192,7 @@ class _Interleave(Function):
 
 
 def _places(image: Tensor) -> list[Tensor]:
-    """Views of [N, O, 2H, 2W], one a piece: [N, O, rows, p, columns, q]."""
+    """Views of the image [N, O, 2H, 2W], one for each piece: [N, O, rows, p, columns, q]."""
     n, outputs, height, width = image.shape
     grid = image.view(n, outputs, height // 2, 2, width // 2, 2)
     axis = {1: lambda size: slice(1, size - 1), 2: lambda size: slice(0, size, size - 1)}
@@ -175,8 +200,10 @@ def _places(image: Tensor) -> list[Tensor]:
 
 
 def _phases(piece: Tensor, ends: tuple[int, int]) -> Tensor:
-    """View of a piece as [N, O, rows, p, columns, q]; along an axis its pixels are either ends or inside, so one size
-    is 1."""
+    """View of a piece as [N, O, rows, p, columns, q].
+
+    Along each axis its pixels are either ends or inside, so that of ends and pixels one has the size 1.
+    """
     a, b = ends
     n, channels, height, width = piece.shape
     parts = piece.view(n, b, a, 2, 2, channels // (4 * a * b), height, width)

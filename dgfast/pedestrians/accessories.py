@@ -15,8 +15,15 @@ _LINE = {
 _THICKNESS = {"short": 0.010, "crop": 0.003, "fringe": 0.013, "bob": 0.016, "long": 0.014, "tail": 0.005, "bun": 0.005}
 
 
-def _loose(part: Part, vertices, faces, weights, closed=True, canonical=None) -> Mesh:
-    """A mesh that is no shell of the body; its texture coordinates are by default those around its own centre."""
+def _loose(
+    part: Part,
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    weights: np.ndarray,
+    closed: bool = True,
+    canonical: np.ndarray | None = None,
+) -> Mesh:
+    """A mesh that is no shell of the body; without `canonical`, its texture coordinates are relative to its centre."""
     vertices = np.asarray(vertices, np.float32)
     normals, zeros = vertex_normals(vertices, faces), np.zeros(len(vertices), np.float32)
     return Mesh(
@@ -35,16 +42,18 @@ def _loose(part: Part, vertices, faces, weights, closed=True, canonical=None) ->
 
 
 def _rigid(count: int, bone: str) -> np.ndarray:
+    """Skinning weights [count, 23] of vertices that follow one bone alone."""
     weights = np.zeros((count, 23), np.float32)
     weights[:, BONE[bone]] = 1
     return weights
 
 
-def hair_clip(pack: BodyPack, head: Head) -> np.ndarray:
-    """Metres inside the hairline [V]: low in the nape, over the ears, up to the forehead or down to a fringe."""
+def _hair_clip(pack: BodyPack, head: Head) -> np.ndarray:
+    """Metres inside the hairline [V], which is low in the nape, rises over the ears and ends at the forehead or at a
+    fringe."""
     up, forward = pack.head_coordinates(pack.canonical)
     nape, ear = _LINE[head.style]
-    forehead = 0.66 if head.style == "fringe" else 0.80 + 0.03 * (head.parting > 0)
+    forehead: float | np.ndarray = 0.66 if head.style == "fringe" else 0.80 + 0.03 * (head.parting > 0)
     if head.style in ("short", "crop"):  # temples
         forehead = forehead + 0.05 * smoothstep(0.02, 0.06, np.abs(pack.canonical[:, 0]))
     border = (
@@ -111,10 +120,18 @@ def _bundle(pack: BodyPack, body: RestBody, head: Head) -> Mesh:
 
 
 def hair(pack: BodyPack, body: RestBody, head: Head) -> list[Mesh]:
-    """The hair: a shell on the skull and, for long styles, what falls from it."""
+    """The hair: a shell on the skull and, for long styles, what falls from it.
+
+    Args:
+        pack: the bodies.
+        body: the body that wears it.
+        head: how the hair is worn.
+    Returns:
+        up to two meshes.
+    """
     if head.style == "bald":
         return []
-    clip = hair_clip(pack, head)
+    clip = _hair_clip(pack, head)
     up, forward = pack.head_coordinates(pack.canonical)
     x = pack.canonical[:, 0]
     thickness = _THICKNESS[head.style] * (0.6 + 0.9 * head.volume)
@@ -135,7 +152,15 @@ def hair(pack: BodyPack, body: RestBody, head: Head) -> list[Mesh]:
 
 
 def hat(pack: BodyPack, body: RestBody, head: Head) -> list[Mesh]:
-    """A cap with its peak, or a beanie."""
+    """A cap with its peak, or a beanie.
+
+    Args:
+        pack: the bodies.
+        body: the body that wears it.
+        head: which hat is worn.
+    Returns:
+        up to two meshes.
+    """
     if head.hat == "none":
         return []
     clip = _hat_clip(pack, head)
@@ -154,7 +179,15 @@ def hat(pack: BodyPack, body: RestBody, head: Head) -> list[Mesh]:
 
 
 def hood(pack: BodyPack, body: RestBody, clothes: Clothes) -> list[Mesh]:
-    """The hood of the upper garment, up or down."""
+    """The hood of the upper garment, up or down.
+
+    Args:
+        pack: the bodies.
+        body: the body that wears it.
+        clothes: what is worn.
+    Returns:
+        up to one mesh.
+    """
     scale = body.scale
     if clothes.upper.hood == "up":
         clip = _hood_clip(pack)
@@ -171,7 +204,15 @@ def hood(pack: BodyPack, body: RestBody, clothes: Clothes) -> list[Mesh]:
 
 
 def bag(pack: BodyPack, body: RestBody, bag: Bag) -> list[Mesh]:
-    """The bag; its straps are painted onto the upper garment."""
+    """The bag. Its straps are painted onto the upper garment (`cloth.strap_mask`).
+
+    Args:
+        pack: the bodies.
+        body: the body that carries it.
+        bag: which bag is carried.
+    Returns:
+        up to one mesh.
+    """
     scale, size, side, z = body.scale, bag.size, bag.side, pack.canonical[:, 2]
     torso = pack.arm_weight < 0.2
     if bag.kind == "backpack":

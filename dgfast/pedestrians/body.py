@@ -105,7 +105,7 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _positions_along_arm(canonical: np.ndarray, bones: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`BodyPack.arm` of canonical points [V, 3], given the canonical joints [21, 3] and the skinning weights [V, 23]."""
+    """`BodyPack.arm` of canonical points [V, 3], given the canonical joints [21, 3] and skinning weights [V, 23]."""
     position = np.zeros(len(canonical), np.float32)
     for side, sign in (("L", 1), ("R", -1)):
         shoulder, elbow, wrist = (bones[BONE[f"{name}.{side}"]] for name in _ARM)

@@ -11,26 +11,38 @@ from .noise import lookup, slope, texture
 
 @dataclass(frozen=True)
 class Place:
-    """Where M pixels lie on the canonical body. x, y, z [M]: metres; arm: position along it; on_arm, front: booleans;
-    facing: y of the normal; around: angle about the vertical axis over pi, 0 in front; along: height, continued down
-    the sleeves."""
+    """Where M pixels lie on the canonical body."""
 
     x: np.ndarray
+    """[M], metres."""
     y: np.ndarray
+    """[M], metres."""
     z: np.ndarray
+    """[M], metres."""
     arm: np.ndarray
+    """[M]: position along the arm, 0 at the shoulder and 1 at the wrist."""
     on_arm: np.ndarray
+    """[M] bool."""
     front: np.ndarray
+    """[M] bool: on the front of the body."""
     facing: np.ndarray
+    """[M]: y of the normal, negative in front."""
     around: np.ndarray
+    """[M], -1 .. 1: angle about the vertical axis over pi, 0 in front; on the arms a measure of their own."""
     along: np.ndarray
+    """[M], metres: height, continued down the sleeves."""
 
     def __getitem__(self, part: slice) -> "Place":
+        """Some of the pixels."""
         return Place(*(getattr(self, field.name)[part] for field in fields(self)))
 
 
 def place(traits: np.ndarray) -> Place:
-    """From the traits of `figure.Figure`, here [6, M]."""
+    """Where pixels lie on the canonical body.
+
+    Args:
+        traits: [6, M], those of `figure.Figure` at the pixels.
+    """
     x, y, z, arm, arm_weight, facing = traits
     on_arm = arm_weight > 0.5
     around = np.where(on_arm, 5 * y, np.arctan2(x, -(y + np.float32(0.01))) * np.float32(1 / np.pi))
@@ -55,7 +67,14 @@ def _print_mask(at: Place, upper: Upper) -> np.ndarray:
 
 
 def upper_albedo(at: Place, upper: Upper) -> np.ndarray:
-    """Linear RGB [M, 3] of the upper garment (and of a dress)."""
+    """The colours of the upper garment and of a dress.
+
+    Args:
+        at: M pixels.
+        upper: the garment.
+    Returns:
+        [M, 3] float32, linear RGB, 0 .. 1.
+    """
     albedo = np.empty((len(at.x), 3), np.float32)
     albedo[:] = upper.colour
     rate, pattern = upper.frequency, upper.pattern
@@ -65,7 +84,7 @@ def upper_albedo(at: Place, upper: Upper) -> np.ndarray:
         second = np.mod(at.around * 14 * rate, 1) < 0.35
     elif pattern == "check":
         crossing = (np.mod(at.along * 10 * rate, 1) < 0.4).astype(np.float32) + (np.mod(at.around * 8 * rate, 1) < 0.4)
-        return albedo * (1 - crossing[:, None] / 2) + np.float32(upper.second) * crossing[:, None] / 2
+        return albedo * (1 - crossing[:, None] / 2) + np.array(upper.second, np.float32) * crossing[:, None] / 2
     elif pattern == "print":
         second = _print_mask(at, upper)
     elif pattern == "yoke":
@@ -90,14 +109,28 @@ def upper_albedo(at: Place, upper: Upper) -> np.ndarray:
 
 
 def neck_opening(at: Place, upper: Upper) -> np.ndarray:
-    """Where a V-neck leaves the chest bare (M booleans)."""
+    """Where a V-neck leaves the chest bare.
+
+    Args:
+        at: M pixels.
+        upper: the garment.
+    Returns:
+        [M] bool.
+    """
     if not upper.v_neck or upper.pattern == "open" or upper.hood == "up":
         return np.zeros(len(at.x), bool)
     return at.front & ~at.on_arm & (np.abs(at.x) < 0.7 * (at.z - 1.375)) & (np.abs(at.x) < 0.08)
 
 
 def lower_albedo(at: Place, clothes: Clothes) -> np.ndarray:
-    """Linear RGB [M, 3] of trousers or skirt."""
+    """The colours of trousers or a skirt.
+
+    Args:
+        at: M pixels.
+        clothes: what is worn.
+    Returns:
+        [M, 3] float32, linear RGB, 0 .. 1.
+    """
     lower = clothes.lower
     albedo = np.empty((len(at.x), 3), np.float32)
     albedo[:] = lower.colour
@@ -112,7 +145,14 @@ def lower_albedo(at: Place, clothes: Clothes) -> np.ndarray:
 
 
 def strap_mask(at: Place, bag: Bag) -> np.ndarray:
-    """Where a strap of the bag crosses the upper garment (M booleans)."""
+    """Where a strap of the bag crosses the upper garment.
+
+    Args:
+        at: M pixels.
+        bag: the bag.
+    Returns:
+        [M] bool.
+    """
     torso = ~at.on_arm & (at.z > 0.95)
     if bag.kind == "backpack":
         strap = 0.100 + 1.5 * np.square(np.maximum(1.28 - at.z, 0))  # from the shoulder, then back under the arm
@@ -129,7 +169,15 @@ def _bump(x: np.ndarray, centre: float, width: float) -> np.ndarray:
 
 
 def folds(at: Place, clothes: Clothes, is_lower: bool) -> np.ndarray:
-    """Slopes [2, M] of the cloth's surface, around and up the body: creases at the joints, hanging folds elsewhere."""
+    """The slopes of the cloth's surface: creases at the joints, hanging folds elsewhere.
+
+    Args:
+        at: M pixels.
+        clothes: what is worn.
+        is_lower: of the lower garment instead of the upper.
+    Returns:
+        [2, M]: slopes around and up the body.
+    """
     shift = np.float32(clothes.seed % 251 / 251)
     if is_lower:
         on_leg = 1.6 * at.x + 1.1 * at.y + np.where(at.x > 0, np.float32(0.4), np.float32(-0.4))
@@ -137,15 +185,14 @@ def folds(at: Place, clothes: Clothes, is_lower: bool) -> np.ndarray:
         joints = _bump(at.z, 0.50, 0.10) + 0.8 * _bump(at.z, 0.86, 0.07) + smoothstep(0.22, 0.10, at.z)
         creased, hanging = 0.15 + joints, clothes.lower.loose / 0.03
     else:
-        u = 0.5 * at.around + shift + np.float32(0.34) * (at.on_arm & (at.x > 0))
-        u = u.astype(np.float32)
+        u = (0.5 * at.around + shift + np.float32(0.34) * (at.on_arm & (at.x > 0))).astype(np.float32)
         torso = 0.12 + 0.5 * smoothstep(1.12, 0.98, at.z)
         creased = np.where(at.on_arm, 0.12 + 0.9 * _bump(at.arm, 0.5, 0.17), torso)
         hanging = clothes.upper.loose / 0.03
     v = 0.9 * at.along + 3 * shift
-    # [2, M] with the texture's last axis first.
     crease = lookup(slope("crease"), u, v)
     hang = lookup(slope("hang"), 0.8 * u + np.float32(0.3), 0.6 * v)
     ripple = lookup(slope("ripple"), 0.9 * u + 0.15 * v, v)
+    # The textures' values are [M, 2].
     mixed = crease.T * creased + hang.T * np.float32(0.25 + 0.5 * hanging) + ripple.T * np.float32(0.30)
     return mixed * np.float32(0.13 + 0.22 * clothes.wrinkle)

@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -108,9 +108,9 @@ def generate(
         seed=seed,
         difficulty=float(difficulty),
         images_per_camera=float(images_per_camera),
-        cameras_per_identity=tuple(cameras_per_identity),
+        cameras_per_identity=cameras_per_identity,
         distractors=distractors,
-        size=tuple(size),
+        size=size,
         masks=masks,
         swap_truth=swap_truth,
     )
@@ -184,7 +184,7 @@ def _check(out: Path, parameters: Parameters, workers: int | None) -> None:
         raise UserError(f"{out} exists and is not an empty folder; choose another folder or remove it first")
 
 
-def _finish(tasks: list[Callable[[], int]], workers: int) -> Iterator[int]:
+def _finish(tasks: Sequence[Callable[[], int]], workers: int) -> Iterator[int]:
     """Run the tasks, in this process or in `workers` new ones, and yield what each returns, in any order."""
     if workers == 1:
         for task in tasks:

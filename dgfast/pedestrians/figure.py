@@ -14,39 +14,60 @@ from .pose import Pose, joints, skin
 
 @dataclass(frozen=True)
 class Figure:
-    """All parts of a person as one mesh of N vertices and F faces; the last vertices are those of the tubes.
+    """All parts of a person as one mesh of N vertices and F faces.
 
-    part, closed [F] and clip [N]: see `Mesh`; traits [N, 6]: canonical x, y, z, arm, arm_weight, facing. rest,
-    normals and weights lack the tubes' vertices. girth: half width of the hips over that of the shoulder joints.
+    The first R vertices follow the skeleton; the others are those of the tubes, which get their places in every pose.
     """
 
     identity: Identity
+    """The person."""
     body: RestBody
+    """The naked body."""
     rest: np.ndarray
+    """[R, 3] float32, metres: vertices at rest."""
     normals: np.ndarray
+    """[R, 3] float32: unit normals at rest."""
     weights: np.ndarray
+    """[R, 23] float32, 0 .. 1: how much each of `body.BONES` moves a vertex."""
     faces: np.ndarray
+    """[F, 3]: corners of the triangles."""
     part: np.ndarray
+    """[F] uint8: the `mesh.Part` that a face belongs to."""
     closed: np.ndarray
+    """[F] bool: whether the back of a face is never seen."""
     traits: np.ndarray
+    """[N, 6] float32: what shading needs of a vertex: canonical x, y, z, and arm, arm_weight, facing of `mesh.Mesh`."""
     clip: np.ndarray
+    """[N] float32, metres: distance to the border of the part, negative where the surface is cut away."""
     tubes: tuple[Tube, ...]
+    """What hangs: skirts and long hems."""
     girth: float
+    """Half width of the hips over half the distance of the shoulder joints."""
 
 
 @dataclass(frozen=True)
 class PosedFigure:
-    """vertices, normals [N, 3]: of the figure, feet on z = 0; outline [V, 3]: of the naked body, which clothes do not
-    change: boxes and shadows are made from it."""
+    """A figure in a pose, its feet on z = 0."""
 
     figure: Figure
+    """The figure."""
     vertices: np.ndarray
+    """[N, 3] float32, metres."""
     normals: np.ndarray
+    """[N, 3] float32, of about unit length."""
     outline: np.ndarray
+    """[V, 3] float32, metres: the naked body, from which boxes and shadows are made, so that clothes change neither."""
 
 
 def build_figure(identity: Identity, pack: BodyPack) -> Figure:
-    """Dresses the identity."""
+    """A dressed person.
+
+    Args:
+        identity: the person.
+        pack: the bodies.
+    Returns:
+        the figure, which can be posed any number of times.
+    """
     body, clothes = rest_body(pack, identity.shape), identity.clothes
     meshes = garments.worn(pack, body, clothes)
     meshes += accessories.hair(pack, body, identity.head)
@@ -61,8 +82,8 @@ def build_figure(identity: Identity, pack: BodyPack) -> Figure:
     shoulders = np.abs(body.bones[BONE["upperarm.L"], 0])
     hips = np.abs(body.vertices[(np.abs(pack.canonical[:, 2] - 0.92) < 0.06) & (pack.arm_weight < 0.1), 0]).max()
 
-    def join(name: str, of: list[Mesh], dtype=np.float32) -> np.ndarray:
-        return np.concatenate([getattr(mesh, name) for mesh in of]).astype(dtype)
+    def join(name: str, of: list[Mesh]) -> np.ndarray:
+        return np.concatenate([getattr(mesh, name) for mesh in of]).astype(np.float32)
 
     return Figure(
         identity=identity,
@@ -84,7 +105,15 @@ def build_figure(identity: Identity, pack: BodyPack) -> Figure:
 
 
 def pose_figure(figure: Figure, pack: BodyPack, pose: Pose) -> PosedFigure:
-    """The figure in a pose, standing on z = 0."""
+    """A figure in a pose, standing on z = 0.
+
+    Args:
+        figure: the figure.
+        pack: the bodies.
+        pose: the pose.
+    Returns:
+        the posed figure.
+    """
     body = figure.body
     bent = joints(pose, body.bones, figure.identity.swing, figure.girth)
     vertices, normals = skin(figure.rest, figure.normals, figure.weights, body.bones, bent)

@@ -1,10 +1,11 @@
 """The garments: where each lies on the body, how far it stands off, and skirts, which drape anew in every pose.
 
-A garment that follows the body is a shell: the body's own surface, pushed out and cut along smooth borders in canonical
-coordinates (`Mesh.clip`), so that hems are straight lines whatever the mesh.
+A garment that follows the body is a shell: the body's own surface, pushed out, and cut along borders that are smooth
+functions of the canonical coordinates (`Mesh.clip`), so that hems are straight lines whatever the mesh.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,14 +14,25 @@ from .identity import Clothes
 from .mesh import Mesh, Part, grid_faces, smoothstep
 from .pose import Joints
 
-WAIST = 1.02  # where lower garments end at the top
-_TUBE_TOP = 1.01  # of skirts
-_CROTCH = 0.86  # a garment with a lower hem hangs as a tube from here on
+# Canonical metres.
+_WAIST = 1.02  # upper border of lower garments
+_TUBE_TOP = 1.01  # upper border of skirts
+_CROTCH = 0.86  # an upper garment with a lower hem hangs as a tube from here on
 _ARM_LENGTH = 0.55
 
 
 def shell(pack: BodyPack, body: RestBody, part: Part, offset: np.ndarray, clip: np.ndarray) -> Mesh:
-    """The body's surface where `clip` [V] is positive, pushed out by `offset` [V] canonical metres."""
+    """A layer on the body.
+
+    Args:
+        pack: the bodies.
+        body: the body that wears it.
+        part: what it is.
+        offset: [V], canonical metres: how far it stands off the skin.
+        clip: [V], metres: it covers the body where this is positive.
+    Returns:
+        the mesh, which follows the body.
+    """
     faces = pack.faces[(clip[pack.faces] > 0).any(1)]
     used = np.unique(faces)
     index = np.zeros(len(clip), np.int64)
@@ -41,12 +53,25 @@ def shell(pack: BodyPack, body: RestBody, part: Part, offset: np.ndarray, clip: 
 
 
 def skin_clip(covers: list[np.ndarray]) -> np.ndarray:
-    """Positive where skin may be seen: all but what lies deep under a garment, where it would only cost time."""
+    """Where skin may be seen: everywhere but deep under a garment, where drawing it would be a waste of time.
+
+    Args:
+        covers: [V] each: metres inside the borders of the garments.
+    Returns:
+        [V], metres: positive where skin may be seen.
+    """
     return 0.06 - np.max(covers, axis=0)
 
 
 def upper_clip(pack: BodyPack, clothes: Clothes) -> np.ndarray:
-    """Metres inside the borders of the upper garment [V]: hem, neckline and cuffs."""
+    """Where the upper garment covers the body.
+
+    Args:
+        pack: the bodies.
+        clothes: what is worn.
+    Returns:
+        [V] float32, metres inside its hem, neckline and cuffs.
+    """
     x, y, z = pack.canonical.T
     neckline = np.hypot(x, y - 0.01) - 0.062 + (1.472 - z)
     torso = np.minimum(z - max(clothes.upper.hem, _CROTCH), neckline)
@@ -55,30 +80,50 @@ def upper_clip(pack: BodyPack, clothes: Clothes) -> np.ndarray:
 
 
 def lower_clip(pack: BodyPack, clothes: Clothes) -> np.ndarray:
-    """Metres inside the borders of trousers [V]; negative everywhere under a bare-legged skirt."""
+    """Where trousers, or tights under a skirt, cover the body.
+
+    Args:
+        pack: the bodies.
+        clothes: what is worn.
+    Returns:
+        [V] float32, metres inside their borders; negative everywhere if legs are bare under a skirt.
+    """
     z, lower = pack.canonical[:, 2], clothes.lower
-    top = min(WAIST, clothes.upper.hem + 0.05)
+    top = min(_WAIST, clothes.upper.hem + 0.05)
     end = lower.end
     if lower.kind == "skirt":
-        end = 0.06 if lower.tights else WAIST
+        end = 0.06 if lower.tights else _WAIST
     inside = np.minimum(z - end, top - z)
     return np.where((pack.arm_weight > 0.3) | (pack.head_weight > 0.5), -0.05, inside).astype(np.float32)
 
 
 def shoe_clip(pack: BodyPack, clothes: Clothes) -> np.ndarray:
-    """Metres below the top of the shoes [V]."""
+    """Where shoes cover the body.
+
+    Args:
+        pack: the bodies.
+        clothes: what is worn.
+    Returns:
+        [V] float32, metres below the top of the shoes.
+    """
     z = pack.canonical[:, 2]
     return np.where(pack.arm_weight > 0.3, -0.05, clothes.shoes.top - z).astype(np.float32)
 
 
 def scarf_clip(pack: BodyPack) -> np.ndarray:
-    """Metres inside a scarf around the neck [V]."""
+    """Where a scarf covers the body.
+
+    Args:
+        pack: the bodies.
+    Returns:
+        [V] float32, metres inside its borders.
+    """
     x, y, z = pack.canonical.T
     band = np.minimum(0.055 - np.abs(z - 1.475), 0.13 - np.hypot(x, y))
     return np.where(pack.arm_weight > 0.3, -0.05, band).astype(np.float32)
 
 
-def _upper_offset(pack, body, clothes):
+def _upper_offset(pack: BodyPack, body: RestBody, clothes: Clothes) -> np.ndarray:
     upper, z = clothes.upper, pack.canonical[:, 2]
     jacket = 0.010 if upper.pattern == "open" else 0.0
     hang = smoothstep(1.42, 1.12, z)  # tight on the shoulders, loose at the waist
@@ -90,17 +135,25 @@ def _upper_offset(pack, body, clothes):
     return torso * (1 - arm) + sleeve * arm + np.minimum(body.hollow, 0.02) * (1 - arm)
 
 
-def _lower_offset(pack, clothes):
+def _lower_offset(pack: BodyPack, clothes: Clothes) -> np.ndarray:
     z, lower = pack.canonical[:, 2], clothes.lower
     if lower.kind == "skirt":
         return np.full(len(z), 0.002)
-    top = smoothstep(WAIST, WAIST - 0.2, z)
+    top = smoothstep(_WAIST, _WAIST - 0.2, z)
     ankle = 0.006 if lower.kind == "trousers" else 0.0
     return 0.004 + lower.loose * (0.15 + 0.85 * top) + ankle * smoothstep(0.3, 0.1, z)
 
 
 def worn(pack: BodyPack, body: RestBody, clothes: Clothes) -> list[Mesh]:
-    """The shells of all clothes but skirts."""
+    """The clothes that follow the body: all but skirts and long hems.
+
+    Args:
+        pack: the bodies.
+        body: the body that wears them.
+        clothes: what is worn.
+    Returns:
+        two to four meshes.
+    """
     upper, lower = upper_clip(pack, clothes), lower_clip(pack, clothes)
     boots = clothes.shoes.top > 0.12 and clothes.lower.kind != "trousers"
     meshes = [
@@ -117,35 +170,52 @@ def worn(pack: BodyPack, body: RestBody, clothes: Clothes) -> list[Mesh]:
 
 @dataclass(frozen=True)
 class Tube:
-    """A skirt, or what hangs of a coat or long shirt. top, end: canonical heights; ease: metres off the body; flare:
-    widening over the length; pleats: amplitude; waist, hips: half width and half depth; scale: of the body."""
+    """A skirt, or what hangs of a coat or a long shirt."""
 
     part: Part
+    """The garment that it belongs to."""
     top: float
+    """Canonical height of its upper border, metres."""
     end: float
+    """Canonical height of its lower border, metres."""
     ease: float
+    """How far it stands off the body at the top, metres."""
     flare: float
+    """How much wider its radius is at the end, metres."""
     pleats: float
+    """Amplitude of the pleats at the end, metres."""
     waist: tuple[float, float]
+    """Half width and half depth of the body at the waist, metres."""
     hips: tuple[float, float]
+    """Half width and half depth of the body at the hips, metres."""
     scale: float
+    """Height of the body over that of the canonical one."""
 
 
 def tubes(pack: BodyPack, body: RestBody, clothes: Clothes) -> list[Tube]:
-    """The hanging parts of the clothes."""
+    """The parts of the clothes that hang.
+
+    Args:
+        pack: the bodies.
+        body: the body that wears them.
+        clothes: what is worn.
+    Returns:
+        up to two tubes.
+    """
 
     def half_sizes(height: float) -> tuple[float, float]:
         ring = (np.abs(pack.canonical[:, 2] - height) < 0.05) & (pack.arm_weight < 0.1)
         return float(np.ptp(body.vertices[ring, 0])) / 2, float(np.ptp(body.vertices[ring, 1])) / 2
 
-    shape = {"waist": half_sizes(_TUBE_TOP), "hips": half_sizes(0.91), "scale": body.scale}
-    upper, lower, found = clothes.upper, clothes.lower, []
+    tube = partial(Tube, waist=half_sizes(_TUBE_TOP), hips=half_sizes(0.91), scale=body.scale)
+    upper, lower = clothes.upper, clothes.lower
+    found: list[Tube] = []
     if lower.kind == "skirt":
         part = Part.UPPER if lower.dress else Part.LOWER
         flare = lower.flare * (1.0 - lower.end) / 0.5
-        found.append(Tube(part, _TUBE_TOP, lower.end, 0.011 + upper.loose, flare, lower.pleats, **shape))
+        found.append(tube(part, _TUBE_TOP, lower.end, 0.011 + upper.loose, flare, lower.pleats))
     if upper.hem < _CROTCH:
-        found.append(Tube(Part.UPPER, 0.93, upper.hem, 0.020 + upper.loose, 0.012, 0.004, **shape))
+        found.append(tube(Part.UPPER, 0.93, upper.hem, 0.020 + upper.loose, 0.012, 0.004))
     return found
 
 
@@ -154,7 +224,13 @@ _TUBE_FACES = grid_faces(_ROWS, _COLUMNS, wrap=True)
 
 
 def tube_mesh(tube: Tube) -> Mesh:
-    """The tube's faces and texture coordinates; its vertices come from `drape`."""
+    """The faces and texture coordinates of a tube, whose vertices come from `drape`.
+
+    Args:
+        tube: the tube.
+    Returns:
+        a mesh with all vertices at 0.
+    """
     t, angle = np.meshgrid(np.linspace(0, 1, _ROWS), np.arange(_COLUMNS) * 2 * np.pi / _COLUMNS, indexing="ij")
     height = tube.top + (tube.end - tube.top) * t
     canonical = np.stack([0.17 * np.cos(angle), 0.12 * np.sin(angle), height], 2).reshape(-1, 3).astype(np.float32)
@@ -175,7 +251,14 @@ def tube_mesh(tube: Tube) -> Mesh:
 
 
 def drape(tube: Tube, joints: Joints) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices and normals [N, 3] of the tube in a pose: every row is the hull of two circles, one around each leg."""
+    """A tube in a pose: every row of its vertices is the hull of two circles, one around each leg.
+
+    Args:
+        tube: the tube.
+        joints: of the pose.
+    Returns:
+        [N, 3] float32 vertices, metres; [N, 3] float32 unit normals.
+    """
     angle = np.arange(_COLUMNS) * 2 * np.pi / _COLUMNS
     root = joints.rotation[BONE["root"]]
     across, back = root[:, 0], root[:, 1]

@@ -1,7 +1,7 @@
 """The picture: one crop of one person - drawn as a `Shot`, rendered, and developed by the camera.
 
-All randomness of a picture is in its shot, and nothing of it depends on clothes: the same shot of the same person in
-other clothes differs from the first only where clothes or their shadows are.
+All randomness of a picture is in its shot, which does not depend on clothes: the same shot of the same person in other
+clothes differs from the first only where clothes or their shadows are.
 """
 
 from dataclasses import dataclass
@@ -21,92 +21,134 @@ from .rasterise import rasterise
 from .scene import background, furniture
 from .shading import Light, ground_tint, shade
 
-_PASSERS = 24
+_PASSERS = 24  # people who pass by in a data set, beside its identities
 _FINER = 2  # people are drawn at twice the resolution
+_PASSER_STREAM, _BACKGROUND_STREAM = 4, 5  # random streams of the seed; plan.py uses others
 
 
 @dataclass(frozen=True)
 class World:
-    """What all pictures of a data set share. passers: identities of the people in the background and foreground."""
+    """What all pictures of a data set share."""
 
     pack: BodyPack
+    """The bodies."""
     cameras: list[Camera]
+    """The six cameras."""
     backgrounds: list[np.ndarray]
+    """[scene.HEIGHT, scene.WIDTH, 3] float32, linear RGB: the view of each camera without people."""
     seed: int
+    """Of the data set."""
 
     def passer(self, index: int) -> Figure:
+        """Somebody who passes by.
+
+        Args:
+            index: of the person, 0 .. 23.
+        """
         return _passer(self.seed, index)
 
 
 @lru_cache(maxsize=2 * _PASSERS)
 def _passer(seed: int, index: int) -> Figure:
-    return build_figure(draw_identity(np.random.default_rng([seed, 4, index])), load_body_pack())
+    return build_figure(draw_identity(np.random.default_rng([seed, _PASSER_STREAM, index])), load_body_pack())
 
 
 @lru_cache(maxsize=1)
 def make_world(seed: int, difficulty: float) -> World:
-    """The cameras and their views for a data set's seed."""
-    backgrounds = [background(np.random.default_rng([seed, 5, index]), index) for index in range(COUNT)]
+    """The cameras of a data set and what they see; the last one made is kept for the process.
+
+    Args:
+        seed: of the data set.
+        difficulty: 0 .. 1: how much the cameras differ.
+    """
+    streams = [np.random.default_rng([seed, _BACKGROUND_STREAM, index]) for index in range(COUNT)]
+    backgrounds = [background(rng, index) for index, rng in enumerate(streams)]
     return World(load_body_pack(), make_cameras(difficulty), backgrounds, seed)
 
 
 @dataclass(frozen=True)
 class Passer:
-    """Somebody else in the picture: index of the person among the world's passers-by."""
+    """Somebody else in the picture."""
 
     who: int
+    """Index of the person, for `World.passer`."""
     pose: Pose
+    """The moment of the walk."""
     view: View
+    """Where the person is seen."""
 
 
 @dataclass(frozen=True)
 class Encounter:
-    """One person walking past one camera. camera: 0..5; heading: degrees; ground_x, ground_y: where, 0..1 of the
-    camera's view; scale: of the view's crop; exposure: relative; sun: strength of direct light; hour: radians the sun
-    stands off its usual place."""
+    """One person walking past one camera."""
 
     camera: int
+    """Index of the camera, 0 .. 5."""
     gait: Pose
+    """The manner of walking."""
     heading: float
+    """Direction of the walk, degrees; 0: towards the camera."""
     ground_x: float
+    """Where in the camera's view, 0 (left) .. 1 (right)."""
     ground_y: float
+    """Where in the camera's view, 0 (far) .. 1 (near)."""
     scale: float
+    """Of the part of the view that is behind the person."""
     exposure: float
+    """Relative."""
     sun: float
+    """Strength of the direct light: 1 in full sun, near 0 in the shade."""
     hour: float
+    """Angle by which the sun is off its usual place, radians."""
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture. ground_x, ground_y: pixels added to the encounter's crop; shade: place in a pattern of leaves'
-    shade, or None; furniture: seed of an object in front, or None; quality: added to the camera's JPEG quality;
-    sensor: seed of exposure, blur and noise."""
+    """How one picture is taken."""
 
     encounter: Encounter
+    """The walk that it shows."""
     pose: Pose
+    """The moment of the walk."""
     view: View
+    """The person before the camera, and the detector's box."""
     ground_x: float
+    """Shift of the ground behind the person to the right, pixels of the camera's view."""
     ground_y: float
+    """Shift of the ground behind the person downwards, pixels of the camera's view."""
     behind: Passer | None
+    """Somebody behind the person, or nobody."""
     before: Passer | None
+    """Somebody in front of the person, or nobody."""
     shade: float | None
+    """Place in a pattern of leaves that shade the person, or None: no leaves."""
     furniture: int | None
+    """Seed of an object in front of the person, or None: no object."""
     quality: float
+    """Added to the camera's JPEG quality."""
     sensor: int
+    """Seed of exposure, blur and noise."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """image [H, W, 3] uint8 RGB, before the JPEG; mask [H, W] uint8: 255 where clothes are seen; quality: of the
-    JPEG."""
+    """What a camera has taken."""
 
     image: np.ndarray
+    """[H, W, 3] uint8 RGB, before it becomes a JPEG."""
     mask: np.ndarray
+    """[H, W] uint8: 255 where clothes of the person are seen, else 0."""
     quality: int
+    """Of the JPEG, 35 .. 95, as libjpeg counts."""
 
 
 def draw_encounter(rng: np.random.Generator, camera: Camera) -> Encounter:
-    """Somebody comes past `camera`."""
+    """Somebody comes past a camera.
+
+    Args:
+        rng: what it is drawn from.
+        camera: the camera.
+    """
     heading = camera.headings[rng.integers(len(camera.headings))] + rng.normal(0, 28)
     if rng.random() < 0.22:
         heading = rng.uniform(0, 360)
@@ -123,7 +165,7 @@ def draw_encounter(rng: np.random.Generator, camera: Camera) -> Encounter:
     )
 
 
-def _draw_passer(rng, camera: Camera, behind: bool) -> Passer:
+def _draw_passer(rng: np.random.Generator, camera: Camera, behind: bool) -> Passer:
     encounter = draw_encounter(rng, camera)
     view = draw_view(rng, encounter.heading)
     side = float(rng.choice([-1, 1]))
@@ -136,7 +178,13 @@ def _draw_passer(rng, camera: Camera, behind: bool) -> Passer:
 
 
 def draw_shot(rng: np.random.Generator, encounter: Encounter, camera: Camera) -> Shot:
-    """A picture of the encounter."""
+    """A picture of an encounter.
+
+    Args:
+        rng: what it is drawn from.
+        encounter: somebody who walks past the camera.
+        camera: that camera.
+    """
     pose, view = draw_step(rng, encounter.gait), draw_view(rng, encounter.heading)
     ground_x, ground_y = float(rng.normal(0, 25)), float(rng.normal(0, 8))
     behind = _draw_passer(rng, camera, behind=True) if rng.random() < 0.12 else None
@@ -157,6 +205,7 @@ def draw_shot(rng: np.random.Generator, encounter: Encounter, camera: Camera) ->
 
 
 def _ground(world: World, shot: Shot, height: int, width: int) -> np.ndarray:
+    """The part [H, W, 3] of the camera's view that is behind the person."""
     view, encounter = world.backgrounds[shot.encounter.camera], shot.encounter
     rows, columns = view.shape[:2]
     tall = int(np.clip(380 * encounter.scale, 200, rows))
@@ -169,14 +218,19 @@ def _ground(world: World, shot: Shot, height: int, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Premultiplied colour [H, W, 3], opacity [H, W] and share of clothes [H, W] of one person."""
+    """One person, drawn."""
 
     colour: np.ndarray
+    """[H, W, 3] float32, linear RGB, multiplied by the opacity."""
     opacity: np.ndarray
+    """[H, W] float32, 0 .. 1."""
     garment: np.ndarray
+    """[H, W] float32, 0 .. 1: share of clothes."""
     feet: np.ndarray
+    """[2], pixels: x and y of the middle of the soles."""
 
     def over(self, canvas: np.ndarray) -> np.ndarray:
+        """The person in front of a picture [H, W, 3]."""
         return canvas * (1 - self.opacity[..., None]) + self.colour
 
 
@@ -184,10 +238,10 @@ def _light(camera: Camera, encounter: Encounter) -> Light:
     return Light(turn("z", encounter.hour) @ camera.light.direction, camera.light.ambient, encounter.sun)
 
 
-def _leaf_shade(shot: Shot, height: int, width: int) -> np.ndarray:
+def _leaf_shade(shade: float, height: int, width: int) -> np.ndarray:
     """Light [H, W, 1] that comes through the leaves of a tree: soft patches down to 0.45."""
     v, u = np.mgrid[0:height, 0:width].astype(np.float32) / height
-    patches = lookup(texture("blotch"), 0.35 * u + np.float32(shot.shade), 0.35 * v + np.float32(shot.shade * 7))
+    patches = lookup(texture("blotch"), 0.35 * u + np.float32(shade), 0.35 * v + np.float32(shade * 7))
     return 1 - np.float32(0.55) * smoothstep(-0.5, 0.5, cv2.GaussianBlur(patches, (0, 0), height / 64))[..., None]
 
 
@@ -204,7 +258,7 @@ def _draw(
     attributes = fragments.interpolate(np.concatenate([figure.traits, posed.normals @ body.rotation.T], 1))
     traits, normal = attributes[:6], attributes[6:]
     normal /= np.sqrt(np.square(normal).sum(0)) + np.float32(1e-6)
-    # Single sheets of cloth and hair are seen from both sides.
+    # Single sheets of cloth and hair are seen from both sides, so their normals are turned towards the camera.
     inside_out = ~figure.closed[fragments.face] & (normal[1] > 0.15)
     normal *= np.where(inside_out, np.float32(-1), np.float32(1))
     colour, garment = shade(figure.identity, world.pack, figure.part[fragments.face], traits, normal, light)
@@ -212,12 +266,13 @@ def _draw(
     layers[fragments.pixel, :3], layers[fragments.pixel, 3] = colour, 1
     cloth = np.zeros(fine_height * fine_width, np.float32)
     cloth[fragments.pixel] = garment
-    layers = cv2.resize(layers.reshape(fine_height, fine_width, 4), (width, height), interpolation=cv2.INTER_AREA)
-    cloth = cv2.resize(cloth.reshape(fine_height, fine_width), (width, height), interpolation=cv2.INTER_AREA)
-    return _Layer(layers[..., :3], layers[..., 3], cloth, feet.points.mean(0) / _FINER)
+    person = cv2.resize(layers.reshape(fine_height, fine_width, 4), (width, height), interpolation=cv2.INTER_AREA)
+    clothes = cv2.resize(cloth.reshape(fine_height, fine_width), (width, height), interpolation=cv2.INTER_AREA)
+    return _Layer(person[..., :3], person[..., 3], clothes, feet.points.mean(0) / _FINER)
 
 
 def _throw_shadow(canvas: np.ndarray, feet: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """The picture [H, W, 3] with a shadow around the feet [2], which the sun in direction `light` [3] throws."""
     height, width = canvas.shape[:2]
     unit = height / 256
     x = (np.arange(width, dtype=np.float32) - feet[0] + 10 * unit * np.float32(light[0])) / (25 * unit)
@@ -247,7 +302,16 @@ def _develop(canvas: np.ndarray, camera: Camera, encounter: Encounter, sensor: i
 
 
 def take_picture(world: World, figure: Figure | None, shot: Shot, size: tuple[int, int]) -> Picture:
-    """Renders the shot of `figure`, or of nobody (a false detection). size: (height, width) in pixels."""
+    """Render a picture.
+
+    Args:
+        world: the data set's.
+        figure: the person; None: nobody, a false detection.
+        shot: how the picture is taken.
+        size: (height, width) in pixels.
+    Returns:
+        the image and the mask of the person's clothes.
+    """
     height, width = size
     camera = world.cameras[shot.encounter.camera]
     light = _light(camera, shot.encounter)
@@ -270,7 +334,7 @@ def take_picture(world: World, figure: Figure | None, shot: Shot, size: tuple[in
     if shot.furniture is not None:
         clothes = np.where(furniture(canvas, shot.furniture), 0, clothes)
     if shot.shade is not None:
-        canvas *= _leaf_shade(shot, height, width)
+        canvas *= _leaf_shade(shot.shade, height, width)
     image = _develop(canvas, camera, shot.encounter, shot.sensor)
     quality = int(np.clip(camera.quality + shot.quality, 35, 95))
     return Picture(image, np.where(clothes >= 0.5, 255, 0).astype(np.uint8), quality)

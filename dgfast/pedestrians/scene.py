@@ -1,5 +1,6 @@
 """The scene: the view of each camera without people - paving, grass, buildings, trees, street furniture."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -8,24 +9,33 @@ import numpy as np
 from .identity import linear
 from .noise import lookup, texture
 
-HEIGHT, WIDTH = 700, 900
+HEIGHT, WIDTH = 700, 900  # of a camera's view, pixels
 
 
 @dataclass(frozen=True)
 class _Site:
-    """horizon: its height from the top, share of the picture; near, far: sRGB of the ground; grass: its strip on the
-    ground; tile: paving stones per unit, 0 for tarmac; line: place of a painted line."""
+    """What a camera sees. Colours are sRGB, 0 .. 255."""
 
     horizon: float
+    """Its height from the top, as a share of the picture."""
     near: tuple[int, int, int]
+    """Colour of the ground in front."""
     far: tuple[int, int, int]
+    """Colour of the ground at the horizon."""
     wall: tuple[int, int, int]
+    """Colour of the buildings."""
     grass: tuple[float, float] | None
+    """Left and right border of a lawn on the ground; None: no lawn."""
     tile: float
+    """Paving stones per unit of the ground; 0: tarmac."""
     line: float | None
+    """Place of a painted line on the ground; None: no line."""
     windows: bool
+    """Whether the buildings have windows."""
     trees: int
+    """How many."""
     clutter: int
+    """How many cars, bicycles, signs and bins."""
 
 
 _SITES = (
@@ -38,16 +48,16 @@ _SITES = (
 )
 
 
-def _floats(colour) -> tuple[float, ...]:
+def _floats(colour: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in colour)
 
 
-def _ground(site: _Site, horizon: int, rng) -> np.ndarray:
+def _ground(site: _Site, horizon: int, rng: np.random.Generator) -> np.ndarray:
     y, x = np.mgrid[horizon:HEIGHT, 0:WIDTH].astype(np.float32)
     depth = 1 / (y - horizon + 18)
     u, v = (x - WIDTH / 2) * depth, depth * 60
     nearness = ((y - horizon) / (HEIGHT - horizon))[..., None]
-    ground = (np.float32(site.far) * (1 - nearness) + np.float32(site.near) * nearness) / 255
+    ground = (np.array(site.far, np.float32) * (1 - nearness) + np.array(site.near, np.float32) * nearness) / 255
     if site.tile:
         column, row = u * site.tile, v * site.tile * 3
         ground *= (1 + 0.05 * lookup(texture("blotch"), np.floor(column) * 0.137, np.floor(row) * 0.211))[..., None]
@@ -61,7 +71,7 @@ def _ground(site: _Site, horizon: int, rng) -> np.ndarray:
         border = 0.05 * lookup(texture("cloud"), v * 0.2, v * 0 + 0.4)
         lawn = (u + border > low) & (u + border < high)
         blades = 1 + 0.20 * rng.standard_normal(lawn.shape).astype(np.float32) + 0.12 * lookup(texture("cloud"), u, v)
-        ground = np.where(lawn[..., None], np.float32([0.30, 0.41, 0.19]) * blades[..., None], ground)
+        ground = np.where(lawn[..., None], np.array([0.30, 0.41, 0.19], np.float32) * blades[..., None], ground)
     if site.line is not None:
         ground[np.abs(u - site.line) < 0.045] = (0.80, 0.77, 0.58)
     return ground
@@ -72,12 +82,13 @@ def _joint_fade(rows: np.ndarray) -> np.ndarray:
     return np.clip(rows / 150, 0.15, 1)
 
 
-def _buildings(site: _Site, horizon: int, rng) -> np.ndarray:
+def _buildings(site: _Site, horizon: int, rng: np.random.Generator) -> np.ndarray:
     picture = np.zeros((horizon, WIDTH, 3), np.float32)
+    wall = np.array(site.wall, np.float32) / 255
     left = 0
     while left < WIDTH:
         right = left + int(rng.integers(60, 190))
-        picture[:, left:right] = np.float32(site.wall) / 255 * rng.uniform(0.80, 1.12)
+        picture[:, left:right] = wall * rng.uniform(0.80, 1.12)
         if site.windows:
             for top in range(horizon - 330, horizon - 60, 62):
                 glass = np.array([0.20, 0.25, 0.30]) * rng.uniform(0.6, 1.6)
@@ -85,17 +96,17 @@ def _buildings(site: _Site, horizon: int, rng) -> np.ndarray:
                     cv2.rectangle(picture, (start, top), (start + 28, top + 40), _floats(glass * 0.6 + 0.15), 2)
                     cv2.rectangle(picture, (start, top), (start + 28, top + 40), _floats(glass), -1)
                     cv2.line(picture, (start, top + 20), (start + 28, top + 20), _floats(glass * 0.7), 1)
-        cv2.line(picture, (right, 0), (right, horizon), _floats(np.float32(site.wall) / 255 * 0.6), 2)
+        cv2.line(picture, (right, 0), (right, horizon), _floats(wall * 0.6), 2)
         left = right
-    cv2.rectangle(picture, (0, horizon - 14), (WIDTH, horizon), _floats(np.float32(site.wall) / 255 * 0.55), -1)
+    cv2.rectangle(picture, (0, horizon - 14), (WIDTH, horizon), _floats(wall * 0.55), -1)
     grain = lookup(texture("cloud"), *np.meshgrid(np.arange(WIDTH) / 500, np.arange(horizon) / 180))
     return picture * (1 + 0.03 * grain)[..., None]
 
 
-def _tree(picture, horizon: int, rng) -> None:
+def _tree(picture: np.ndarray, horizon: int, rng: np.random.Generator) -> None:
     x, crown = int(rng.integers(0, WIDTH)), horizon - int(rng.integers(120, 190))
     cv2.rectangle(picture, (x - 6, crown), (x + 6, horizon + 8), (0.24, 0.19, 0.14), -1)
-    for shade in np.sort(rng.uniform(0.45, 1.45, 160)):  # dark leaves behind, lit ones in front
+    for shade in np.sort(rng.uniform(0.45, 1.45, 160)):  # dark leaves lie behind lit ones
         leaf = (int(x + rng.normal(0, 40)), int(crown + rng.normal(0, 38) - 16 * shade))
         axes = (int(rng.integers(4, 12)), int(rng.integers(3, 8)))
         cv2.ellipse(
@@ -103,13 +114,13 @@ def _tree(picture, horizon: int, rng) -> None:
         )
 
 
-def _clutter(picture, horizon: int, rng) -> None:
+def _clutter(picture: np.ndarray, horizon: int, rng: np.random.Generator) -> None:
     x, y = int(rng.integers(0, WIDTH)), int(rng.integers(horizon + 5, HEIGHT - 60))
     size = (y - horizon) / (HEIGHT - horizon) * 1.2 + 0.25
     colour = np.clip(rng.uniform(0.08, 0.7) + rng.normal(0, 0.11, 3), 0.03, 0.9)
     kind = rng.integers(4)
 
-    def at(dx, dy):
+    def at(dx: float, dy: float) -> tuple[int, int]:
         return x + int(dx * size), y + int(dy * size)
 
     shadow = picture.copy()
@@ -147,7 +158,14 @@ def _clutter(picture, horizon: int, rng) -> None:
 
 
 def background(rng: np.random.Generator, index: int) -> np.ndarray:
-    """The view of camera `index` (0..5): linear RGB [HEIGHT, WIDTH, 3] in 0..1."""
+    """The view of a camera, without people.
+
+    Args:
+        rng: what buildings, trees and the rest are drawn from.
+        index: of the camera, 0 .. 5.
+    Returns:
+        [HEIGHT, WIDTH, 3] float32, linear RGB, 0 .. 1.
+    """
     site = _SITES[index]
     horizon = int(HEIGHT * site.horizon)
     picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
@@ -162,8 +180,14 @@ def background(rng: np.random.Generator, index: int) -> np.ndarray:
 
 
 def furniture(canvas: np.ndarray, seed: int) -> np.ndarray:
-    """Draws a post, a low wall or a railing before the person, on linear RGB [H, W, 3] in place; returns the pixels it
-    hides, a boolean [H, W]."""
+    """Draw a post, a low wall or a railing in front of the person.
+
+    Args:
+        canvas: [H, W, 3], linear RGB; it is drawn on.
+        seed: which, and where.
+    Returns:
+        [H, W] bool: the pixels that it hides.
+    """
     rng = np.random.default_rng(seed)
     height, width = canvas.shape[:2]
     unit = height / 256

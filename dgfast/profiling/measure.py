@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from dgfast.config import Config, LossConfig
+from dgfast.config import Config, LossConfig, Precision
 from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.data.records import ReidData
 from dgfast.training.distributed import Workers
@@ -130,7 +130,7 @@ class Iterations:
 @contextmanager
 def iterations_of(
     measurement: Measurement, config: Config, data: ReidData, workers: Workers, tick: Callable[[], object]
-) -> Iterator[tuple[Iterations, str]]:
+) -> Iterator[tuple[Iterations, Precision]]:
     """A stage with fresh weights and its batches.
 
     Args:
@@ -148,7 +148,9 @@ def iterations_of(
         torch.compiler.reset()  # or another batch size would be compiled for sizes of any kind
     trainer = Trainer(config, data, Path(), workers, Path(torch.hub.get_dir()))
     teaching = trainer.teacher_stage()
-    stage: Stage = trainer.dgnet_stage(teaching.teacher) if measurement.stage == "dgnet" else teaching
+    stage: Stage = teaching
+    if measurement.stage == "dgnet":
+        stage = trainer.dgnet_stage(teaching.teacher)
     workers.same_weights(stage.networks_by_name.values())
     samples = stage.samples(config)
     first = first_full_iteration(config.loss)

@@ -3,13 +3,14 @@
 import importlib.metadata
 import platform
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from dgfast.config import Config
+from dgfast.config import Config, Precision
 from dgfast.data.records import ReidData
 from dgfast.errors import UserError
 from dgfast.files import replacing
@@ -64,11 +65,9 @@ def make_report(measurement: Measurement, config: Config, data: ReidData, worker
         ):
             iterations.run(measurement.warmup_steps)
             work = count(iterations)
-            before = fallbacks()
+            before = Counter(fallbacks())
             timing = timed(iterations, measurement.steps, workers)
-            reasons = {
-                why: number - before.get(why, 0) for why, number in fallbacks().items() if number > before.get(why, 0)
-            }
+            reasons = Counter(fallbacks()) - before
             reading = _trace(measurement.trace, iterations, shown, workers)
     except Exception as error:
         if not out_of_memory(error):
@@ -144,7 +143,7 @@ def _trace(target: Path | None, iterations: Iterations, number: int, workers: Wo
         return read(partial, number)
 
 
-def _peak(measurement: Measurement, config: Config, workers: Workers, precision: str) -> tuple[float | None, str]:
+def _peak(measurement: Measurement, config: Config, workers: Workers, precision: Precision) -> tuple[float | None, str]:
     """TFLOP/s of one device, and where the figure comes from."""
     if measurement.peak_tflops is not None:
         return measurement.peak_tflops, "--peak-tflops"

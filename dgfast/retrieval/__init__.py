@@ -2,11 +2,12 @@
 
 from .metrics import RankedHits, RetrievalScores, cmc_map
 from .neighbours import Neighbours, gather_neighbours
-from .reranking import nearest, rerank, rerank_blocks, rerank_topk
+from .reranking import Reranking, nearest, rerank, rerank_blocks, rerank_topk
 
 __all__ = [
     "Neighbours",
     "RankedHits",
+    "Reranking",
     "RetrievalScores",
     "cmc_map",
     "gather_neighbours",

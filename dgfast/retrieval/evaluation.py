@@ -1,109 +1,90 @@
-"""The test protocol on a whole data set: features of query and gallery, one row of scores per kind of feature."""
+"""The test protocol on a whole data set: features of query and gallery, and scores for each kind of feature."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dgfast.config import LoaderName
 from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
 from dgfast.models import DGNet, Teacher
 
-from .features import combine, dgnet_halves, extract, teacher_halves
+from .features import FeatureSettings, combine, dgnet_halves, extract, teacher_halves
 from .histogram import histogram_features
 from .metrics import RankedHits, cmc_map, cosine_distances, multi_query
-from .reranking import check_numbers, rerank_blocks
-from .visualise import ranking_figure
+from .reranking import Reranking, rerank_blocks
+
+FeatureRows = dict[str, Tensor]  # kind of feature -> [N, D]
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How features are made: image size (H, W) in pixels, alpha, images a pass, reading threads, device, loader."""
+def features_of(
+    records: Sequence[Record], networks: DGNet | None, teacher: Teacher | None, settings: FeatureSettings
+) -> FeatureRows:
+    """The features that the networks give: "baseline" of the teacher, "prim", "fine" and "both" of DG-Net.
 
-    image_size: tuple[int, int]
-    alpha: float
-    batch: int
-    workers: int
-    device: torch.device
-    loader: LoaderName = "auto"
-
-
-@dataclass(frozen=True)
-class Reranking:
-    """What `rerank` is told: neighbours k1 and k2, weight of the original distance."""
-
-    k1: int = 20
-    k2: int = 6
-    lambda_: float = 0.3
-
-
-Split = dict[str, Tensor]  # name of the feature -> [N, D]
-
-
-def features_of(records: Sequence[Record], networks: DGNet | None, teacher: Teacher | None, how: Protocol) -> Split:
-    """All rows of the table that these networks give: baseline (teacher), prim, fine and both (DG-Net), [N, D] each."""
-    rows: Split = {}
-
-    def run(halves: Callable, title: str) -> list[Tensor]:
-        return extract(
-            halves,
-            records,
-            how.image_size,
-            how.device,
-            batch=how.batch,
-            workers=how.workers,
-            loader=how.loader,
-            progress=title,
-        )
-
+    Args:
+        records: N images.
+        networks: in eval mode; None leaves its features out.
+        teacher: in eval mode; None leaves its feature out.
+        settings: how features are made.
+    Returns:
+        for each kind [N, D] float32 on the CPU.
+    """
+    rows: FeatureRows = {}
     if teacher is not None:
-        (rows["baseline"],) = run(teacher_halves(teacher), "baseline")
+        (rows["baseline"],) = extract(teacher_halves(teacher), records, settings, "baseline")
     if networks is not None:
-        prim, fine = run(dgnet_halves(networks), "dgnet")
-        rows |= {"prim": prim, "fine": fine, "both": combine(prim, fine, how.alpha)}
+        prim, fine = extract(dgnet_halves(networks), records, settings, "dgnet")
+        rows |= {"prim": prim, "fine": fine, "both": combine(prim, fine, settings.alpha)}
     return rows
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores in percent by row (histogram, baseline, prim, fine, both) and name, and the distances [Q, G] of the last
-    feature.
-
-    Names: rank1, rank5, rank10, mAP, mAP_trapezoid; rank1_multi and mAP_multi with multi-query: all further images of
-    the query's identity in its camera (the data set's own, or the gallery's). Rows NAME_reranked have the single-query
-    scores.
-    """
+    """The outcome of `evaluate`."""
 
     scores: dict[str, dict[str, float]]
+    """Kind of feature -> name of the score -> percent.
+
+    Kinds: histogram, baseline, prim, fine, both; and KIND_reranked, with the single-query scores only. Scores: rank1,
+    rank5, rank10, mAP, mAP_trapezoid, and with multi-query rank1_multi and mAP_multi. A multi-query takes all further
+    images of the query's identity in its camera: the data set's own, or the gallery's.
+    """
     distances: Tensor
+    """[Q, G]: those of the last kind of feature, not re-ranked."""
 
 
 def evaluate(
-    data: ReidData, networks: DGNet | None, teacher: Teacher | None, how: Protocol, reranking: Reranking | None = None
+    data: ReidData,
+    networks: DGNet | None,
+    teacher: Teacher | None,
+    settings: FeatureSettings,
+    reranking: Reranking | None = None,
 ) -> Evaluation:
     """Score every kind of feature that the networks give, and the colour histogram.
 
     Args:
-        data: with query and gallery; networks, teacher: in eval mode, None leaves their rows out.
-        reranking: adds a row for each feature, re-ranked.
+        data: a data set with query and gallery.
+        networks: in eval mode; None leaves its features out.
+        teacher: in eval mode; None leaves its feature out.
+        settings: how features are made.
+        reranking: scores each kind a second time, re-ranked; None does not.
     Raises:
-        UserError: query or gallery is empty, no query has a match, or re-ranking does not fit them.
+        UserError: query or gallery is empty, no query has a match, or the re-ranking settings do not fit them.
     """
     if not data.query or not data.gallery:
         raise UserError(
             f"{data.root} has {len(data.query)} query and {len(data.gallery)} gallery images; expected some of each"
         )
     if reranking is not None:  # before the features are made, which takes longest
-        check_numbers(len(data.query), len(data.gallery), reranking.k1, reranking.k2, reranking.lambda_)
+        reranking.check(len(data.query), len(data.gallery))
     pairs = {(r.person, r.camera) for r in data.query}
     extra = [r for r in (data.multi_query or data.gallery) if (r.person, r.camera) in pairs]
-    query, gallery = (_rows(records, networks, teacher, how) for records in (data.query, data.gallery))
+    query, gallery = (_rows(records, networks, teacher, settings) for records in (data.query, data.gallery))
     if data.multi_query:
-        more = _rows(extra, networks, teacher, how)
+        more = _rows(extra, networks, teacher, settings)
     else:
         places = {r: i for i, r in enumerate(data.gallery)}
         chosen = torch.tensor([places[r] for r in extra], dtype=torch.int64)
@@ -114,31 +95,17 @@ def evaluate(
         scores[name] = _scores(distances, query[name], gallery[name], more[name], data, extra)
         if reranking is not None:
             scores[f"{name}_reranked"] = _reranked_scores(
-                query[name].to(how.device), gallery[name].to(how.device), data, reranking
+                query[name].to(settings.device), gallery[name].to(settings.device), data, reranking
             )
     return Evaluation(scores, distances)
 
 
-def picture_rankings(data: ReidData, distances: Tensor, path: Path) -> None:
-    """A picture of some queries with their nearest gallery images, right ones framed green; distances: [Q, G]."""
-    (q_ids, q_cameras), (g_ids, g_cameras) = _labels(data.query), _labels(data.gallery)
-    ranking_figure(
-        [r.path for r in data.query],
-        [r.path for r in data.gallery],
-        distances.numpy(),
-        q_ids,
-        q_cameras,
-        g_ids,
-        g_cameras,
-        path,
-    )
-
-
-def _rows(records: Sequence[Record], networks: DGNet | None, teacher: Teacher | None, how: Protocol) -> Split:
-    """Every row of the table as features [N, D]: the colour histogram, which any learned feature has to beat, and the
-    networks'."""
-    histogram = torch.from_numpy(histogram_features(records, how.image_size))
-    return {"histogram": histogram} | features_of(records, networks, teacher, how)
+def _rows(
+    records: Sequence[Record], networks: DGNet | None, teacher: Teacher | None, settings: FeatureSettings
+) -> FeatureRows:
+    """All kinds of features: the colour histogram, which a learned feature has to beat, and the networks'."""
+    histogram = torch.from_numpy(histogram_features(records, settings.image_size))
+    return {"histogram": histogram} | features_of(records, networks, teacher, settings)
 
 
 def _labels(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
@@ -161,8 +128,7 @@ def _scores(
 
 def _reranked_scores(query: Tensor, gallery: Tensor, data: ReidData, reranking: Reranking) -> dict[str, float]:
     hits = RankedHits(*_labels(data.query), *_labels(data.gallery))
-    options = vars(reranking) | {"progress": "re-ranking"}
-    for first, distances in rerank_blocks(query, gallery, **options):
+    for first, distances in rerank_blocks(query, gallery, **vars(reranking), progress="re-ranking"):
         hits.add(first, distances)
     return _single_query(hits)
 
@@ -192,7 +158,7 @@ TITLES = {
 }
 
 
-COLUMNS = {  # score -> title, width
+COLUMNS = {  # score -> title, width in characters
     "rank1": ("Rank-1", 8),
     "rank5": ("Rank-5", 8),
     "rank10": ("Rank-10", 8),
@@ -203,10 +169,14 @@ COLUMNS = {  # score -> title, width
 }
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """The scores as text, one line a feature."""
+def table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """The scores as text, one line for each kind of feature.
+
+    Args:
+        scores: as in `Evaluation`.
+    """
     lines = [f"{'':<22}" + "".join(f"{title:>{width}}" for title, width in COLUMNS.values())]
-    for name, row in rows.items():
+    for name, row in scores.items():
         cells = ((f"{row[score]:.1f}" if score in row else "-", width) for score, (_, width) in COLUMNS.items())
         lines.append(f"{TITLES.get(name, '  re-ranked'):<22}" + "".join(f"{text:>{width}}" for text, width in cells))
     return "\n".join(lines)

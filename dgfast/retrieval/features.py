@@ -1,63 +1,107 @@
-"""Test features of images: each image and its mirror through the network, normalised halves (method, section 3)."""
+"""Test features of images: the normalised halves of each image and its mirror image (docs/method.md, section 3)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from dgfast.config import LoaderName
-from dgfast.data.loaders.choose import evaluation_batches
+from dgfast.config import DataConfig, EvalConfig, LoaderName
+from dgfast.data.loaders import evaluation_batches
 from dgfast.data.records import Record
 from dgfast.models import DGNet, Teacher
 
-Halves = tuple[Tensor, ...]  # one or two features [N, D] of a batch
+Halves = Callable[[Tensor], tuple[Tensor, ...]]  # images [N, 3, H, W] -> one or two features [N, D]
 
 
-def dgnet_halves(networks: DGNet) -> Callable[[Tensor], Halves]:
-    """Images [N, 3, H, W] -> the primary and the fine-grained feature, [N, embedding] each."""
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """How features are made."""
 
-    def halves(images: Tensor) -> Halves:
+    image_size: tuple[int, int]
+    """Height and width of the images, pixels."""
+    alpha: float
+    """Weight of the fine-grained cosine beside the primary one, >= 0."""
+    batch: int
+    """Images per forward pass."""
+    workers: int
+    """Threads (DALI) or processes (torchvision) that read images."""
+    device: torch.device
+    """Where the networks are."""
+    loader: LoaderName
+    """What decodes and resizes images; see `dgfast.data.loaders`."""
+
+    @classmethod
+    def of(cls, data: DataConfig, evaluation: EvalConfig, device: torch.device) -> "FeatureSettings":
+        """The settings of a configuration.
+
+        Args:
+            data: images and their loader.
+            evaluation: the test protocol.
+            device: where the networks are.
+        """
+        return cls(
+            image_size=(data.image_height, data.image_width),
+            alpha=evaluation.alpha,
+            batch=evaluation.eval_batch_size,
+            workers=data.loader_workers,
+            device=device,
+            loader=data.loader,
+        )
+
+
+def dgnet_halves(networks: DGNet) -> Halves:
+    """The primary and the fine-grained feature of DG-Net, [N, embedding] each.
+
+    Args:
+        networks: in eval mode.
+    """
+
+    def halves(images: Tensor) -> tuple[Tensor, ...]:
         output = networks.appearance(images)
         return output.prim, output.fine
 
     return halves
 
 
-def teacher_halves(teacher: Teacher) -> Callable[[Tensor], Halves]:
-    """Images [N, 3, H, W] -> the baseline's only feature [N, embedding]."""
+def teacher_halves(teacher: Teacher) -> Halves:
+    """The only feature of the baseline, [N, embedding].
+
+    Args:
+        teacher: in eval mode.
+    """
     return lambda images: (teacher(images).feature,)
 
 
 @torch.inference_mode()
-def extract(
-    halves: Callable[[Tensor], Halves],
-    records: Sequence[Record],
-    image_size: tuple[int, int],
-    device: torch.device,
-    *,
-    batch: int = 64,
-    workers: int = 0,
-    loader: LoaderName = "auto",
-    progress: str = "",
-) -> list[Tensor]:
+def extract(halves: Halves, records: Sequence[Record], settings: FeatureSettings, progress: str = "") -> list[Tensor]:
     """The features of all records, in their order.
 
-    Each half is L2-normalised on the image and on its mirror, the two are added and normalised again.
+    Each half is brought to unit length on the image and on its mirror image; the two are added, and the sum is brought
+    to unit length again.
 
     Args:
-        halves: images [N, 3, H, W] on the device, normalised -> features; the networks are in eval mode.
-        image_size: (H, W) pixels; batch: images a pass; workers: reading threads or processes; loader: see
-            `data.loaders`;
-        progress: title of a bar, "" for none.
+        halves: features of a batch of normalised images on the device.
+        records: N images.
+        settings: how features are made.
+        progress: title of a progress bar, "" for none.
     Returns:
-        one [len(records), D] fp32 tensor on the CPU per half.
+        for each half one [N, D] float32 tensor on the CPU.
     """
     rows: list[list[Tensor]] = []
     bar = tqdm(total=len(records), desc=progress, unit="image", disable=not progress, dynamic_ncols=True, leave=False)
+    batches = evaluation_batches(
+        settings.loader,
+        records,
+        settings.image_size,
+        settings.batch,
+        device=settings.device,
+        workers=settings.workers,
+    )
     with bar:
-        for images, _ in evaluation_batches(loader, records, image_size, batch, device=device, workers=workers):
+        for images, _ in batches:
             both = zip(halves(images), halves(images.flip(3)), strict=True)
             summed = [F.normalize(F.normalize(x.float()) + F.normalize(m.float())) for x, m in both]
             rows.append([x.cpu() for x in summed])
@@ -66,6 +110,13 @@ def extract(
 
 
 def combine(prim: Tensor, fine: Tensor, alpha: float) -> Tensor:
-    """[N, D] and [N, D] -> [N, 2 D] whose inner products are cos_prim + alpha cos_fine: each side carries alpha's
-    root."""
+    """The test feature, whose inner products are cos_prim + alpha cos_fine: each side carries the root of alpha.
+
+    Args:
+        prim: [N, D], unit length.
+        fine: [N, D], unit length.
+        alpha: weight of the fine-grained cosine, >= 0.
+    Returns:
+        [N, 2 D].
+    """
     return torch.cat([prim, fine * alpha**0.5], 1)

@@ -1,19 +1,18 @@
-"""A ranking without learning: colour histograms, the bar that a trained network must clear.
+"""A ranking without learning, by colour histograms: what a trained network has to beat.
 
-Grey-world colours (every image's mean colour becomes the same grey, which undoes a camera's tint) in six horizontal
-stripes, because clothes lie above one another. On the built-in pedestrians it is far better than chance and far worse
-than a small network.
+The colours are corrected so that each image has the same grey as its mean, which undoes a camera's tint ("grey world").
+The histograms are those of six horizontal stripes, because clothes are worn above one another. On the built-in
+pedestrians this is far better than chance and far worse than a small network.
 """
 
 from collections.abc import Sequence
-from os import PathLike
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from dgfast.data.loaders.image import UnreadableImage, read_image
+from dgfast.data.records import Record
 from dgfast.errors import UserError
 
 STRIPES = 6
@@ -23,24 +22,16 @@ GREY = 110.0  # what each channel's mean becomes, 0..255
 TOP, BOTTOM, SIDES = 1 / 16, 1 / 32, 3 / 16
 
 
-class HasPath(Protocol):
-    """A record as `dgfast.data` makes them; only its image file is needed here."""
-
-    path: str | PathLike
-
-
-def histogram_features(records: Sequence[HasPath], image_size: tuple[int, int]) -> np.ndarray:
+def histogram_features(records: Sequence[Record], image_size: tuple[int, int]) -> np.ndarray:
     """Features for `cosine_distances`: square roots of the stripes' colour histograms.
 
     The square root makes the dot product of two histograms their Bhattacharyya coefficient.
 
     Args:
-        records: N records with `.path`, an image file.
-        image_size: (height, width) in pixels that every image is resized to.
-
+        records: N images.
+        image_size: height and width that every image is resized to, pixels.
     Returns:
-        [N, 6 * 8**3], float32, unit length.
-
+        [N, 6 * 8**3] float32, unit length.
     Raises:
         UserError: an image cannot be read, or `image_size` leaves no pixel to a stripe.
     """

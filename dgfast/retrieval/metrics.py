@@ -22,30 +22,35 @@ Labels = np.ndarray | torch.Tensor | Sequence[int]
 
 @dataclass(frozen=True)
 class RetrievalScores:
-    """Scores of a ranking, as fractions 0..1 averaged over the counted queries."""
+    """Scores of a ranking, averaged over the counted queries."""
 
     rank1: float
+    """Share of queries whose first image is correct, 0 .. 1."""
     rank5: float
+    """Share of queries with a correct match among the first 5 images, 0 .. 1."""
     rank10: float
+    """Share of queries with a correct match among the first 10 images, 0 .. 1."""
     mAP: float
-    cmc: np.ndarray  # [ranks]: share of queries with a correct match among the first 1, 2, ... images
-    queries: int  # counted
-    skipped: int  # queries without any correct match in the gallery: left out of every average
+    """Mean average precision, 0 .. 1."""
+    cmc: np.ndarray
+    """[ranks]: share of queries with a correct match among the first 1, 2, ... images."""
+    queries: int
+    """Counted queries."""
+    skipped: int
+    """Queries without any correct match in the gallery, which are left out of every average."""
 
 
 def cosine_distances(query: Array, gallery: Array) -> torch.Tensor:
     """1 - q.g for each query and gallery image.
 
     The features are taken as they are, not normalised: unit vectors give the cosine distance, and the test feature of
-    DG-Net keeps the weight between its prim and fine halves (docs/method).
+    DG-Net keeps the weight between its primary and fine-grained halves (docs/method.md, section 3).
 
     Args:
         query: [Q, D], float.
         gallery: [G, D], float, on the same device.
-
     Returns:
         [Q, G], of the features' type; smaller is nearer.
-
     Raises:
         UserError: the shapes do not fit.
     """
@@ -61,17 +66,15 @@ def cosine_distances(query: Array, gallery: Array) -> torch.Tensor:
 def multi_query(features: Array, persons: Labels, cameras: Labels) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """One query for each identity in each camera: the mean feature of all its images there.
 
-    Source: docs/method, test protocol. The mean is not normalised again: scaling a query changes no ranking.
-    Identities -1 and 0 make no query.
+    The mean is not normalised again, because scaling a query changes no ranking. Identities -1 and 0 make no query
+    (docs/method.md, section 3).
 
     Args:
         features: [N, D], float.
         persons: [N] identities.
         cameras: [N] cameras.
-
     Returns:
         features [M, D], persons [M], cameras [M], sorted by identity, then camera.
-
     Raises:
         UserError: the lengths differ.
     """
@@ -103,19 +106,20 @@ def cmc_map(
     ap: AveragePrecision = "mean",
     ranks: int = 50,
 ) -> RetrievalScores:
-    """CMC and mAP of a distance matrix under the Market-1501 protocol (this file's first lines).
+    """CMC and mAP of a distance matrix under the Market-1501 protocol, which this file's first lines describe.
 
     Equal distances are ranked by gallery index, the lower first. Queries with no correct match in the gallery are
     skipped and counted as such.
 
     Args:
         distances: [Q, G], smaller is nearer; infinity ranks last, NaN is refused.
-        query_ids, query_cameras: [Q] integers.
-        gallery_ids, gallery_cameras: [G] integers; identity -1 is ignored, identity 0 is never correct.
-        ap: "mean" is the mean of the precision at each hit (most toolkits); "trapezoid" is the area under the
-            precision-recall curve by trapezoids (the published numbers of DG-Net; docs/method).
+        query_ids: [Q] integers, identities.
+        query_cameras: [Q] integers.
+        gallery_ids: [G] integers, identities; -1 is ignored, 0 is never correct.
+        gallery_cameras: [G] integers.
+        ap: "mean" is the mean of the precision at each hit, as in most toolkits; "trapezoid" is the area under the
+            precision-recall curve by trapezoids, as in the published numbers of DG-Net (docs/method.md, section 3).
         ranks: length of the CMC curve, at least 1.
-
     Raises:
         UserError: shapes do not fit, a distance is NaN, `ranks` < 1, or no query has a correct match.
     """
@@ -134,32 +138,48 @@ def cmc_map(
 class RankedHits:
     """CMC and mAP of distances that come in blocks of queries, as from `rerank_blocks`, so that [Q, G] is never held.
 
-    hits = RankedHits(query_ids, query_cameras, gallery_ids, gallery_cameras)
-    for first, distances in blocks: hits.add(first, distances)
-    hits.scores(), hits.scores(ap="trapezoid")
+        hits = RankedHits(query_ids, query_cameras, gallery_ids, gallery_cameras)
+        for first, distances in blocks:
+            hits.add(first, distances)
+        hits.scores(), hits.scores(ap="trapezoid")
 
     Protocol, ties and labels are those of `cmc_map`. What is kept is the rank of every correct match.
-
-    Raises:
-        UserError: the numbers of identities and cameras differ.
     """
 
+    queries: int
+    """Q."""
+    gallery: int
+    """G."""
+
     def __init__(self, query_ids: Labels, query_cameras: Labels, gallery_ids: Labels, gallery_cameras: Labels):
+        """The labels of the images.
+
+        Args:
+            query_ids: [Q] integers, identities.
+            query_cameras: [Q] integers.
+            gallery_ids: [G] integers, identities.
+            gallery_cameras: [G] integers.
+        Raises:
+            UserError: the numbers of identities and cameras differ.
+        """
         self._query = _Labelled("query", query_ids, query_cameras)
-        gallery = self._gallery = _Labelled("gallery", gallery_ids, gallery_cameras)
-        self.queries, self.gallery = len(self._query.ids), len(gallery.ids)
+        self._gallery = _Labelled("gallery", gallery_ids, gallery_cameras)
+        self.queries, self.gallery = len(self._query.ids), len(self._gallery.ids)
         # The gallery by identity: a query's own identity is one stretch of it.
-        self._by_id = np.argsort(gallery.ids, kind="stable")
-        sorted_ids = gallery.ids[self._by_id]
+        self._by_id = np.argsort(self._gallery.ids, kind="stable")
+        sorted_ids = self._gallery.ids[self._by_id]
         self._begin = np.searchsorted(sorted_ids, self._query.ids, side="left")
         self._end = np.searchsorted(sorted_ids, self._query.ids, side="right")
-        self._junk = np.flatnonzero(gallery.ids == JUNK).astype(np.int32)
+        self._junk = np.flatnonzero(self._gallery.ids == JUNK).astype(np.int32)
         self._blocks: list[tuple[np.ndarray, np.ndarray]] = []  # the queries of hits and their ranks
         self._seen = np.zeros(self.queries, bool)
 
     def add(self, first: int, distances: Array) -> None:
-        """Take the distances [queries, G] of the queries first, first + 1, ...; each query once, in any order.
+        """Take the distances of some queries; each query once, in any order.
 
+        Args:
+            first: the first of the queries.
+            distances: [queries, G], smaller is nearer.
         Raises:
             UserError: the shape does not fit, a query came before, or a distance is NaN.
         """
@@ -175,8 +195,8 @@ class RankedHits:
             or self._seen[first:stop].any()
         ):
             raise UserError(
-                f"RankedHits.add: distances of shape {list(matrix.shape)} from query {first} on, of {self.queries} queries and "
-                f"{self.gallery} gallery images; expected [queries, gallery], and each query once"
+                f"RankedHits.add: distances of shape {list(matrix.shape)} from query {first} on, of {self.queries} "
+                f"queries and {self.gallery} gallery images; expected [queries, gallery], and each query once"
             )
         same, same_queries = self._same_identity(first, stop)
         ids = self._query.ids[same_queries]
@@ -184,21 +204,26 @@ class RankedHits:
         correct = ~own_camera & (ids != JUNK) & (ids != DISTRACTOR)
         hits, hit_queries = same[correct], same_queries[correct]
         ranks = np.empty(len(hits), np.int64)
+        correct_rows = _offsets(hit_queries, first, stop)
+        ignored, ignored_rows = same[own_camera], _offsets(same_queries[own_camera], first, stop)
         bad = _rerank.cpu.hit_ranks(
-            np.ascontiguousarray(matrix), _offsets(hit_queries, first, stop), hits, _offsets(same_queries[own_camera], first, stop),
-            same[own_camera], self._junk, ranks,
-        )  # fmt: skip
+            np.ascontiguousarray(matrix), correct_rows, hits, ignored_rows, ignored, self._junk, ranks
+        )
         if bad >= 0:
             raise UserError(
-                f"cmc_map: the distances of query {first + bad} hold NaN; expected numbers; look for NaN in the features"
+                f"cmc_map: the distances of query {first + bad} hold NaN; expected numbers; "
+                "look for NaN in the features"
             )
         order = np.lexsort((ranks, hit_queries))
         self._blocks.append((hit_queries[order], ranks[order]))
         self._seen[first:stop] = True
 
     def scores(self, *, ap: AveragePrecision = "mean", ranks: int = 50) -> RetrievalScores:
-        """The scores over the queries taken so far; arguments as in `cmc_map`.
+        """The scores over the queries taken so far.
 
+        Args:
+            ap: as in `cmc_map`.
+            ranks: as in `cmc_map`.
         Raises:
             UserError: `ranks` < 1, or no query has a correct match.
         """
@@ -213,9 +238,8 @@ class RankedHits:
                 "images; expected the same identity in another camera; check identities and cameras"
             )
         starts = np.flatnonzero(np.diff(queries, prepend=-1))  # each query's hits stand together
-        place = np.arange(len(queries)) - np.repeat(
-            starts, hits[queries[starts]]
-        )  # 0 for a query's best hit, 1 for the next, ...
+        # 0 for a query's best hit, 1 for the next, ...
+        place = np.arange(len(queries)) - np.repeat(starts, hits[queries[starts]])
         precision = (place + 1) / (hit_ranks + 1)
         if ap == "trapezoid":
             before = np.divide(place, hit_ranks, out=np.ones(len(place)), where=hit_ranks > 0)
@@ -223,7 +247,9 @@ class RankedHits:
         sums = np.bincount(queries, weights=precision, minlength=self.queries)
         first = hit_ranks[starts]
         return RetrievalScores(
-            *(float(np.mean(first < k)) for k in (1, 5, 10)),
+            rank1=float(np.mean(first < 1)),
+            rank5=float(np.mean(first < 5)),
+            rank10=float(np.mean(first < 10)),
             mAP=float(np.mean(sums[counted] / hits[counted])),
             cmc=np.cumsum(np.bincount(first[first < ranks], minlength=ranks)) / len(first),
             queries=len(first),

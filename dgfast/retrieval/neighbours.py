@@ -1,10 +1,11 @@
-"""Which images are nearest to each image: features made ready, exact neighbours from blocks of products, ranks' shares
-joined."""
+"""Which images are nearest to each image: features made ready, exact neighbours from blocks of products, and the shares
+of several ranks put together."""
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,52 +14,54 @@ from torch import Tensor
 
 from dgfast.errors import UserError
 
-from .stages import Lists, Stages
+from .backends import Backend, NeighbourLists, Progress
 
 Array = np.ndarray | torch.Tensor
+Metric = Literal["euclidean", "cosine"]
 
-METRICS = ("euclidean", "cosine")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _CHUNK = 1 << 18  # values converted at a time: 1 MiB, within the L2 cache
-_SAMPLE = 4096  # rows that say where the centre is
-_BLOCK_BYTES = 1 << 30  # of queries' distances to all images
-_REFINED = 1 << 24  # values compared at a time where distances of given neighbours are computed
-
-Ticks = Callable[[int], object]  # told how much more is done
+_SAMPLE = 4096  # rows that the centre of the features is computed from
+_BLOCK_BYTES = 1 << 30  # most memory for the distances of a band of queries to all images
+_COMPARED = 1 << 24  # values in work at a time when distances of given neighbours are computed
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Exact nearest images of consecutive images; images are numbered queries first, then gallery.
-
-    indices: [rows, k] integers, in any order, the image itself included. distances: [rows, k] float, *squared*
-    Euclidean, of the features as given (of unit vectors for metric "cosine"); None has them computed, exactly 0 for
-    equal images. farthest: [rows] float, the squared distance to the image that is farthest; None has it found, which
-    takes all products.
-    """
+    """Exact nearest images of consecutive images; images are numbered queries first, then gallery."""
 
     indices: Array
+    """[rows, k] integers: the nearest images in any order, the image itself included."""
     distances: Array | None = None
+    """[rows, k] float: *squared* Euclidean distances of the features as given, or of the unit vectors for metric
+    "cosine". None has them computed, exactly 0 for equal images."""
     farthest: Array | None = None
+    """[rows] float: the squared distance to the image that is farthest. None has it found, which takes all products."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """All images' features, made ready: `values` [N, D] fp32 is the input times `scale` (a power of two), moved towards
-    the origin.
+    """The features of all images, scaled and moved towards the origin.
 
-    Neither changes a ratio of distances; both keep what fp32 products can resolve. `norms` [N] are squared norms.
+    Neither changes a ratio of distances; both keep digits that products in float32 would lose.
     """
 
     values: Tensor
+    """[N, D] float32."""
     norms: Tensor
+    """[N] float32: squared norms."""
     scale: float
+    """What the input was multiplied by, a power of two."""
     queries: int
+    """Q: so many of the rows are queries."""
 
 
 def checked_pair(query: Array, gallery: Array) -> tuple[Tensor, Tensor]:
     """Both sides as tensors on one device.
 
+    Args:
+        query: [Q, D] features.
+        gallery: [G, D] features.
     Raises:
         UserError: kind, dtype, shape or device do not fit, or a side is empty.
     """
@@ -78,14 +81,15 @@ def checked_pair(query: Array, gallery: Array) -> tuple[Tensor, Tensor]:
             raise UserError(f"rerank: {name} has shape {list(tensor.shape)}; expected [images, feature length]")
         if len(tensor) == 0:
             raise UserError(
-                f"rerank: {name} has no images (shape {list(tensor.shape)}); expected one at least; look at where they were read"
+                f"rerank: {name} has no images (shape {list(tensor.shape)}); expected one at least; "
+                "look at where they were read"
             )
         sides.append(tensor)
     a, b = sides
     if a.shape[1] != b.shape[1]:
         raise UserError(
-            f"rerank: query features have {a.shape[1]} values, gallery features {b.shape[1]}; expected as many; extract both with "
-            "the same model"
+            f"rerank: query features have {a.shape[1]} values, gallery features {b.shape[1]}; expected as many; "
+            "extract both with the same model"
         )
     if a.device != b.device:
         raise UserError(
@@ -97,7 +101,8 @@ def checked_pair(query: Array, gallery: Array) -> tuple[Tensor, Tensor]:
         )
     if len(a) + len(b) >= 2**31:
         raise UserError(
-            f"rerank: {len(a) + len(b)} images; expected fewer than 2^31, because image numbers are 32 bits wide; shard the gallery"
+            f"rerank: {len(a) + len(b)} images; expected fewer than 2^31, because image numbers are 32 bits wide; "
+            "shard the gallery"
         )
     return a, b
 
@@ -112,14 +117,19 @@ def _as_tensor(side: np.ndarray, name: str) -> Tensor:
         return torch.from_numpy(side)
 
 
-def make_ready(query: Tensor, gallery: Tensor, metric: str, stages: Stages) -> Features:
+def make_ready(query: Tensor, gallery: Tensor, metric: str, backend: Backend) -> Features:
     """Features of both sides, converted, checked, normalised for metric "cosine", scaled and centred.
 
+    Args:
+        query: [Q, D], as `checked_pair` returns it.
+        gallery: [G, D], likewise.
+        metric: a `Metric`.
+        backend: what will use them.
     Raises:
         UserError: a feature is NaN or infinite, or zero where it needs a direction; the row is named.
     """
     n, dims = len(query) + len(gallery), query.shape[1]
-    values = torch.empty((n, dims), dtype=torch.float32, device=stages.device)
+    values = torch.empty((n, dims), dtype=torch.float32, device=backend.device)
     rows = max(1, _CHUNK // dims)
     parts = values.split(rows)
     largest = 0.0
@@ -129,20 +139,20 @@ def make_ready(query: Tensor, gallery: Tensor, metric: str, stages: Stages) -> F
             part.copy_(side[first : first + rows])
             largest = max(largest, _largest(part, name, first))
     if metric == "cosine":
-        _normalise(parts, len(query), stages)
+        _normalise(parts, len(query), backend)
         largest = 1.0
     # Brings the largest value to 1 .. 2, so that no squared norm overflows; a power of two changes no digit.
     scale = 2.0 ** min(-math.floor(math.log2(largest)), 126) if largest > 0 else 1.0
     if scale != 1:
         for part in parts:
             part.mul_(scale)
-    centre = _centre(values, stages)
+    centre = _centre(values, backend)
     for part in parts:
         part.sub_(centre)
-    return Features(values, _lengths(parts, stages).square_().float(), scale, len(query))
+    return Features(values, _lengths(parts, backend).square_().float(), scale, len(query))
 
 
-def _centre(values: Tensor, stages: Stages) -> Tensor:
+def _centre(values: Tensor, backend: Backend) -> Tensor:
     """What is subtracted from every image [D], so that a common offset costs no digits.
 
     The squared distance comes from |x|^2 + |y|^2 - 2xy, which loses what the three terms have in common. The centre is
@@ -150,21 +160,21 @@ def _centre(values: Tensor, stages: Stages) -> Tensor:
     """
     mean = torch.empty(values.shape[1], dtype=torch.float64, device=values.device)
     sample = values[:: -(-len(values) // _SAMPLE)]
-    stages.each(1, lambda _: torch.mean(sample, 0, dtype=torch.float64, out=mean))
+    backend.each(1, lambda _: torch.mean(sample, 0, dtype=torch.float64, out=mean))
     offset = float(mean.abs().max())
     grain = 2.0 ** (math.floor(math.log2(offset)) - 3) if offset > 0 else 1.0
     return (mean / grain).round().mul(grain).float()
 
 
-def _lengths(parts: Sequence[Tensor], stages: Stages) -> Tensor:
+def _lengths(parts: Sequence[Tensor], backend: Backend) -> Tensor:
     """Euclidean lengths of all rows, [N] float64."""
-    lengths = torch.empty(sum(map(len, parts)), dtype=torch.float64, device=stages.device)
+    lengths = torch.empty(sum(map(len, parts)), dtype=torch.float64, device=backend.device)
     places = lengths.split(len(parts[0]))
 
     def measure(i: int) -> None:
         torch.linalg.vector_norm(parts[i], dim=1, dtype=torch.float64, out=places[i])
 
-    stages.each(len(parts), measure)
+    backend.each(len(parts), measure)
     return lengths
 
 
@@ -176,14 +186,14 @@ def _largest(part: Tensor, name: str, first: int) -> float:
     row = int((~part.isfinite().all(1)).int().argmax())
     kind = "NaN" if part[row].isnan().any() else "infinite values"
     raise UserError(
-        f"rerank: {name} row {first + row} holds {kind}; expected features that are finite in fp32; look at that image and at what "
-        "made its features"
+        f"rerank: {name} row {first + row} holds {kind}; expected features that are finite in fp32; "
+        "look at that image and at what made its features"
     )
 
 
-def _normalise(parts: Sequence[Tensor], queries: int, stages: Stages) -> None:
+def _normalise(parts: Sequence[Tensor], queries: int, backend: Backend) -> None:
     """Divide every row by its length."""
-    lengths = _lengths(parts, stages)[:, None]
+    lengths = _lengths(parts, backend)[:, None]
     if not lengths.all():
         row = int((lengths[:, 0] == 0).int().argmax())
         name, row = ("query", row) if row < queries else ("gallery", row - queries)
@@ -196,21 +206,32 @@ def _normalise(parts: Sequence[Tensor], queries: int, stages: Stages) -> None:
 
 
 class Tiles:
-    """Blocks of products of features, always cut at the same places, so that a product has one value wherever it is
-    used."""
+    """Blocks of products of features. They are always cut at the same places, so that the product of two images has the
+    same bits wherever it is used."""
 
-    def __init__(self, features: Features, stages: Stages):
-        self._features, self._stages = features, stages
+    def __init__(self, features: Features, backend: Backend):
+        """Room for one block.
+
+        Args:
+            features: of all images.
+            backend: what multiplies; it also says how large a block is.
+        """
+        self._features, self._backend = features, backend
         n = len(features.values)
         # Rows halve as images double, so that the queries' rows of a tile stay within _BLOCK_BYTES.
-        rows, self.columns = stages.tile
+        rows, self.columns = backend.tile
         while rows > 64 and 4 * rows * n > _BLOCK_BYTES:
             rows //= 2
         self.rows = rows
-        self._room = torch.empty(min(rows, n) * min(self.columns, n), device=stages.device)
+        self._room = torch.empty(min(rows, n) * min(self.columns, n), device=backend.device)
 
     def bands(self, first: int, stop: int) -> list[tuple[int, int]]:
-        """The bands of rows [start, end) that hold the images first .. stop - 1."""
+        """The bands of rows [start, end) that hold some images.
+
+        Args:
+            first: the first of the images.
+            stop: the image behind the last.
+        """
         n = len(self._features.values)
         return [(s, min(s + self.rows, n)) for s in range(first // self.rows * self.rows, stop, self.rows)]
 
@@ -220,66 +241,92 @@ class Tiles:
         return sum((end - start) * (n - start) for start, end in self.bands(0, n))
 
     def products(self, band: tuple[int, int], first_column: int) -> Iterator[tuple[int, Tensor]]:
-        """For a band, (column, products [rows, columns]) from `first_column` on; valid until the next."""
+        """The products of a band with all images from one on, block by block.
+
+        Args:
+            band: rows [start, end).
+            first_column: the image that the first block starts at.
+        Yields:
+            (column, products [rows, columns]): the image of the block's first column, and the block, which is valid
+            until the next one.
+        """
         start, end = band
         x, n = self._features.values, len(self._features.values)
         for column in range(first_column, n, self.columns):
             width = min(self.columns, n - column)
             values = self._room[: (end - start) * width].view(end - start, width)
-            self._stages.multiply(x[start:end], x[column : column + width], values)
+            self._backend.multiply(x[start:end], x[column : column + width], values)
             yield column, values
 
 
-def in_units_of_input(lists: Lists, features: Features) -> Neighbours:
-    """Lists as the user sees them."""
+def in_units_of_input(lists: NeighbourLists, features: Features) -> Neighbours:
+    """Lists as the user sees them.
+
+    Args:
+        lists: with distances of the scaled features.
+        features: what they are the lists of.
+    """
     unit = features.scale**-2
     return Neighbours(lists.indices, _scaled(lists.distances, unit), _scaled(lists.farthest, unit))
 
 
 def nearest_lists(
-    features: Features, stages: Stages, tiles: Tiles, k: int, rows: range | None, keep: Tensor | None, ticks: Ticks
-) -> Lists:
-    """The k nearest images of `rows` (None: of all, in half the products).
+    features: Features,
+    backend: Backend,
+    tiles: Tiles,
+    k: int,
+    rows: range | None,
+    keep: Tensor | None,
+    progress: Progress,
+) -> NeighbourLists:
+    """The k nearest images of some images, or of all.
 
     Args:
-        keep: [Q, G] receives the squared distances of queries and gallery; only with all rows.
+        features: of all images.
+        backend: what multiplies and selects.
+        tiles: of these features.
+        k: 1 .. N.
+        rows: consecutive images; None is all, and takes half the products, because the matrix is symmetric.
+        keep: [Q, G] float32 that receives the squared distances of queries and gallery, or None; only with all rows.
+        progress: told the number of pairs done.
     """
     n, queries = len(features.values), features.queries
-    symmetric = rows is None
-    lists = stages.start(0 if symmetric else rows.start, n if symmetric else len(rows), k)
-    for band in tiles.bands(0, n) if symmetric else [(rows.start, rows.stop)]:
-        start, end = band
-        if symmetric:
-            for column, values in tiles.products(band, start):
-                stages.nearest_block(values, start, column, features.norms, lists, True)
-                if keep is not None and start < queries and column + values.shape[1] > queries:
-                    skip = max(0, queries - column)
-                    place = column + skip - queries
-                    part = values[: queries - start, skip:]
-                    keep[start : start + len(part), place : place + part.shape[1]] = part
-                ticks(values.numel())
-            continue
-        for first in range(start, end, tiles.rows):
-            for column, values in tiles.products((first, min(first + tiles.rows, end)), 0):
-                stages.nearest_block(values, first, column, features.norms, lists, False)
-                ticks(values.numel())
+    symmetric, wanted = rows is None, range(n) if rows is None else rows
+    lists = backend.start(wanted.start, len(wanted), k)
+    for start in range(wanted.start, wanted.stop, tiles.rows):
+        band = start, min(start + tiles.rows, wanted.stop)
+        for column, values in tiles.products(band, start if symmetric else 0):
+            backend.nearest_block(values, start, column, features.norms, lists, symmetric)
+            if keep is not None and start < queries and column + values.shape[1] > queries:
+                skip = max(0, queries - column)
+                place = column + skip - queries
+                part = values[: queries - start, skip:]
+                keep[start : start + len(part), place : place + part.shape[1]] = part
+            progress(values.numel())
     return lists
 
 
 def given_lists(
-    neighbours: Neighbours, features: Features, stages: Stages, k: int, tiles: Tiles, ticks: Ticks
-) -> Lists:
-    """The first k of the neighbours that the caller has, checked, completed and ordered by (distance, index).
+    neighbours: Neighbours, features: Features, backend: Backend, k: int, tiles: Tiles, progress: Progress
+) -> NeighbourLists:
+    """The first k of the neighbours that the user has, checked, completed and ordered by (distance, index).
 
+    Args:
+        neighbours: of all N images.
+        features: of all images.
+        backend: what computes what is missing.
+        k: length of the lists; the user's may be longer.
+        tiles: of these features.
+        progress: told the number of pairs done.
     Raises:
         UserError: shapes, types or values do not fit.
     """
-    n, device = len(features.values), stages.device
+    n, device = len(features.values), backend.device
     indices = _given(neighbours.indices, "indices", torch.int64, device)
     if indices.ndim != 2 or len(indices) != n or indices.shape[1] < k:
         raise UserError(
-            f"rerank: neighbours.indices has shape {list(indices.shape)}; expected [{n}, {k} or more]: max(k1 + 1, k2) of each "
-            "query and then of each gallery image"
+            f"rerank: neighbours.indices has shape {list(indices.shape)}; expected [{n}, {k} or more]: "
+            "max(k1 + 1, k2) of each query and then of each gallery image"
         )
     bad = ((indices < 0) | (indices >= n)).any(1)
     if bad.any():
@@ -292,19 +339,18 @@ def given_lists(
     else:
         distances = _scaled(_given(neighbours.distances, "distances", torch.float64, device), features.scale**2)
         _check_distances(distances, "distances", indices.shape)
-        distances.masked_fill_(
-            indices == torch.arange(n, device=device)[:, None], 0.0
-        )  # whatever the index's rounding left
-    # By index, then stably by distance: the tie rule.
+        # An index may have left rounding in the distance of an image to itself.
+        distances.masked_fill_(indices == torch.arange(n, device=device)[:, None], 0.0)
+    # Sorting by index, and then by distance without changing the order of equals, puts the lower index first in a tie.
     indices, order = indices.sort(dim=1)
     distances, order = distances.gather(1, order).sort(dim=1, stable=True)
     indices = indices.gather(1, order)
     if neighbours.farthest is None:
-        farthest = nearest_lists(features, stages, tiles, 1, None, None, ticks).farthest
+        farthest = nearest_lists(features, backend, tiles, 1, None, None, progress).farthest
     else:
         farthest = _scaled(_given(neighbours.farthest, "farthest", torch.float64, device), features.scale**2)
         _check_distances(farthest, "farthest", (n,))
-    return Lists(distances[:, :k].contiguous(), indices[:, :k].int().contiguous(), farthest)
+    return NeighbourLists(distances[:, :k].contiguous(), indices[:, :k].int().contiguous(), farthest)
 
 
 def _given(array: Array, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -316,7 +362,7 @@ def _given(array: Array, name: str, dtype: torch.dtype, device: torch.device) ->
 
 
 def _scaled(distances: Tensor, factor: float) -> Tensor:
-    """fp32; by way of fp64, because the factor may be beyond fp32."""
+    """Distances times a factor, in float32; computed in float64, because the factor may be too large for float32."""
     return distances.double().mul(factor).float()
 
 
@@ -336,7 +382,7 @@ def _distances_to(values: Tensor, indices: Tensor) -> Tensor:
     """Squared distances [N, k] of each image to the images listed for it."""
     n, k = indices.shape
     distances = torch.empty((n, k), dtype=torch.float32, device=values.device)
-    rows = max(1, _REFINED // (k * values.shape[1]))
+    rows = max(1, _COMPARED // (k * values.shape[1]))
     for first in range(0, n, rows):
         part = slice(first, first + rows)
         distances[part] = (values[part, None] - values[indices[part]]).square_().sum(2)
@@ -344,17 +390,15 @@ def _distances_to(values: Tensor, indices: Tensor) -> Tensor:
 
 
 def gather_neighbours(own: Neighbours, group: dist.ProcessGroup | None = None) -> Neighbours:
-    """All ranks' neighbours in the order of the ranks, on every rank.
+    """The neighbours of all ranks in the order of the ranks, on every rank.
 
     Args:
-        own: those of this rank's rows, tensors on the group's device, or NumPy arrays for gloo. Ranks may hold
-            different numbers of
-            rows, but the same k, dtypes and fields; a field that is None stays so.
+        own: those of this rank's rows: tensors on the group's device, or NumPy arrays for gloo. Ranks may hold
+            different numbers of rows, but the same k, dtypes and fields; a field that is None stays so.
+        group: the ranks; None is all of them.
     """
 
-    def gathered(array: Array | None) -> Tensor | None:
-        if array is None:
-            return None
+    def gathered(array: Array) -> Tensor:
         tensor = torch.as_tensor(array).contiguous()
         count = torch.tensor([len(tensor)], device=tensor.device)
         counts = [torch.empty_like(count) for _ in range(dist.get_world_size(group))]
@@ -365,4 +409,8 @@ def gather_neighbours(own: Neighbours, group: dist.ProcessGroup | None = None) -
         dist.all_gather(parts, padded, group)
         return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
 
-    return Neighbours(gathered(own.indices), gathered(own.distances), gathered(own.farthest))
+    return Neighbours(
+        gathered(own.indices),
+        None if own.distances is None else gathered(own.distances),
+        None if own.farthest is None else gathered(own.farthest),
+    )

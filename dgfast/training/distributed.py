@@ -193,7 +193,7 @@ class Workers:
         """
         if self.alone:
             return rows.cpu()
-        parts: list[Tensor | None] = [None] * self.world_size
+        parts = [rows.cpu()] * self.world_size
         dist.all_gather_object(parts, rows.cpu())
         return torch.cat(parts)
 

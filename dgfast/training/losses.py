@@ -3,6 +3,9 @@
 Reconstructions and the divergence from the label are not here: `dgfast.kernels.l1_kl_loss` sums them in one pass.
 """
 
+from functools import reduce
+from operator import add
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +37,7 @@ def real(maps: list[Tensor]) -> Tensor:
     Source:
         paper, equation 5, in the least-squares form (Mao et al., ICCV 2017).
     """
-    return sum((m.float() - 1).square().mean() for m in maps)
+    return reduce(add, [(m.float() - 1).square().mean() for m in maps])
 
 
 def fake(maps: list[Tensor]) -> Tensor:
@@ -47,7 +50,7 @@ def fake(maps: list[Tensor]) -> Tensor:
     Source:
         paper, equation 5, in the least-squares form.
     """
-    return sum(m.float().square().mean() for m in maps)
+    return reduce(add, [m.float().square().mean() for m in maps])
 
 
 def gradient_penalty(maps: list[Tensor], images: Tensor) -> Tensor:

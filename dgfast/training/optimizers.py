@@ -9,6 +9,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from dgfast.config import OptimConfig, TeacherConfig
 from dgfast.models import DGNet, Teacher
+from dgfast.models.appearance import AppearanceEncoder
 
 
 class Schedule:
@@ -89,7 +90,7 @@ def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
         group.update({name: value for name, value in own.items() if name != "step"})  # apex counts its steps there
 
 
-def apex_is_here() -> bool:
+def has_apex() -> bool:
     """Whether NVIDIA apex with its fused optimisers is installed; PyPI's package of that name is a web toolkit."""
     return all(importlib.util.find_spec(name) is not None for name in ("apex", "amp_C"))
 
@@ -97,19 +98,21 @@ def apex_is_here() -> bool:
 def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig) -> Optimizer:
     parameters = list(parameters)
     betas = (config.adam_beta1, 0.999)
-    if parameters[0].is_cuda and apex_is_here():
+    if parameters[0].is_cuda and has_apex():
         from apex.optimizers import FusedAdam
 
         return FusedAdam(parameters, rate, betas=betas, weight_decay=config.weight_decay, adam_w_mode=False)
     return Adam(parameters, rate, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 
-def _sgd(network: nn.Module, backbone_rate: float, head_rate: float, weight_decay: float) -> Optimizer:
+def _sgd(
+    network: AppearanceEncoder | Teacher, backbone_rate: float, head_rate: float, weight_decay: float
+) -> Optimizer:
     backbone = list(network.backbone.parameters())
     inside = set(backbone)
     heads = [p for p in network.parameters() if p not in inside]
     groups = [{"params": backbone, "lr": backbone_rate}, {"params": heads, "lr": head_rate}]
-    if heads[0].is_cuda and apex_is_here():
+    if heads[0].is_cuda and has_apex():
         from apex.optimizers import FusedSGD
 
         return FusedSGD(groups, backbone_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)

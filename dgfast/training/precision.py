@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 from dgfast.config import Precision
 from dgfast.errors import UserError
@@ -29,7 +30,7 @@ class MixedPrecision:
         self.device = device
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self.scaler = GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
         """Around forward passes; fp32 needs none."""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -54,7 +55,7 @@ class StageLog:
         shown = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items() if name in SHOWN}
         self.bar.set_postfix(shown, refresh=False)
 
-    def picture(self, iteration: int, name: str, image) -> None:
+    def picture(self, iteration: int, name: str, image: Tensor) -> None:
         """Show a picture in TensorBoard.
 
         Args:

@@ -122,10 +122,10 @@ class TeacherStage:
         precision: the run's number formats.
     """
 
-    name = "teacher"
-    images_per_sample = TEACHER_IMAGES
-    seed_bit = 0
-    may_stop_early = False
+    name: ClassVar[str] = "teacher"
+    images_per_sample: ClassVar[int] = TEACHER_IMAGES
+    seed_bit: ClassVar[int] = 0
+    may_stop_early: ClassVar[bool] = False
 
     def __init__(self, teacher: Teacher, config: Config, workers: Workers, precision: MixedPrecision):
         self.teacher = teacher
@@ -210,10 +210,10 @@ class DGNetStage:
         paper, section 3.3.
     """
 
-    name = "dgnet"
-    images_per_sample = 2
-    seed_bit = 1
-    may_stop_early = True
+    name: ClassVar[str] = "dgnet"
+    images_per_sample: ClassVar[int] = 2
+    seed_bit: ClassVar[int] = 1
+    may_stop_early: ClassVar[bool] = True
 
     def __init__(self, networks: DGNet, teacher: Teacher, config: Config, workers: Workers, precision: MixedPrecision):
         self.networks = networks

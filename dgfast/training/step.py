@@ -7,7 +7,7 @@ functions of it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -224,7 +224,7 @@ def generator_losses(
     positive_identity = positive_identity + losses.cross_entropy(positive_b.prim_logits, y_b)
 
     # --- Primary and fine-grained learning on generated images (equations 6 to 8): the images are data here, E_a learns
-    soft: dict[str, Tensor] = {}
+    soft: dict[str, Any] = {}
     primary = fine = identity.new_zeros(())
     if weights.teacher:
         with untracked(learned):  # at test E_a meets real images: its running statistics are theirs alone

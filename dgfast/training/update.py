@@ -1,6 +1,8 @@
 """One update of some networks: for each part of the batch loss and backward pass, then the optimisers."""
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -64,12 +66,16 @@ class Update:
                 self._clip_gradient()
             for optimizer in self.optimizers:
                 self.precision.scaler.step(optimizer)
-        return found[0] if self.parts == 1 else {name: sum(f[name] for f in found) / self.parts for name in found[0]}
+        if self.parts == 1:
+            return found[0]
+        return {name: reduce(add, [part[name] for part in found]) / self.parts for name in found[0]}
 
     def _clip_gradient(self) -> None:
         for optimizer in self.optimizers:
             self.precision.scaler.unscale_(optimizer)
         # While fp16's loss scale settles, the gradients of one optimiser may not be finite, and its step is skipped.
         # The norm is then infinite, and clipping by it makes the other optimisers' gradients 0 instead of NaN.
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters]).nan_to_num(torch.inf, torch.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).nan_to_num(
+            torch.inf, torch.inf
+        )
         nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)

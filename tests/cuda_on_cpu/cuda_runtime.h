@@ -115,7 +115,6 @@ T min(T a, T b) {
   return b < a ? b : a;
 }
 
-cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaMemsetAsync(void* place, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t code);

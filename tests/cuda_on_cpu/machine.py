@@ -1,7 +1,8 @@
-"""The CUDA stages on the CPU: compiles csrc/cuda/ against the stand-in in this folder and calls it with NumPy arrays.
+"""The CUDA path of re-ranking on the CPU: csrc/cuda/ compiled against the stand-in in this folder, called with NumPy
+arrays.
 
-Run as a program it compares the stages with the dense oracle on random cases (`python -m tests.cuda_on_cpu.machine
-LIBRARY`): the AddressSanitizer test starts it in a process of its own, with the sanitizer loaded first.
+Run as a program (`python -m tests.cuda_on_cpu.machine LIBRARY`) it compares the steps with the dense oracle on random
+cases. The AddressSanitizer test starts it in a process of its own, because the sanitizer has to be loaded first.
 """
 
 import ctypes
@@ -33,7 +34,14 @@ _POISON = {"float32": np.nan, "int32": -(2**31) + 1, "int64": -(2**62), "uint8":
 
 
 def build(target: Path, *flags: str) -> Path:
-    """Compiles the stages into a shared library, every file with `flags` too."""
+    """Compile csrc/cuda/ into a shared library.
+
+    Args:
+        target: the library.
+        flags: more flags for every file.
+    Returns:
+        target.
+    """
     command = ["g++", *FLAGS, *flags, f"-I{HERE}", "-x", "c++", *map(str, SOURCES), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -41,7 +49,7 @@ def build(target: Path, *flags: str) -> Path:
 
 
 def poisoned(shape: int | tuple[int, ...], dtype: str) -> np.ndarray:
-    """What the stages write into: values that spoil every result they get into."""
+    """An array for results, filled with values that spoil whatever is computed from them."""
     return np.full(shape, _POISON[dtype], dtype)
 
 
@@ -122,7 +130,7 @@ class Sparse:
 
 
 class Machine:
-    """The stages of one library; results are checked for the error code, workspaces and outputs come poisoned."""
+    """The steps of one library. Error codes are checked; workspaces and outputs are poisoned before a call."""
 
     def __init__(self, library: Path):
         self._library = ctypes.CDLL(str(library))
@@ -132,21 +140,21 @@ class Machine:
         """The order in which threads run: 0 ascending, 1 descending, else shuffled with that seed."""
         self._library.cuda_on_cpu_schedule(order)
 
-    def size(self, stage: str, *arguments) -> int:
-        """What a function that returns a size says."""
-        function = self._library[f"stage_{stage}"]
+    def size(self, step: str, *arguments) -> int:
+        """What a function returns that returns a size."""
+        function = self._library[f"step_{step}"]
         function.restype = _int64
         return function(*map(_c, arguments))
 
-    def code(self, stage: str, *arguments) -> int:
-        """A stage's error code."""
-        return self._library[f"stage_{stage}"](*map(_c, arguments))
+    def code(self, step: str, *arguments) -> int:
+        """The error code of a step."""
+        return self._library[f"step_{step}"](*map(_c, arguments))
 
-    def _call(self, stage: str, *arguments) -> None:
-        assert self.code(stage, *arguments) == 0, stage
+    def _call(self, step: str, *arguments) -> None:
+        assert self.code(step, *arguments) == 0, step
 
-    def _workspace(self, stage: str, *arguments) -> np.ndarray:
-        return poisoned(self.size(f"{stage}_workspace", *arguments), "uint8")
+    def _workspace(self, step: str, *arguments) -> np.ndarray:
+        return poisoned(self.size(f"{step}_workspace", *arguments), "uint8")
 
     def nearest(
         self,
@@ -181,8 +189,7 @@ class Machine:
             values = poisoned((len(part), part.shape[1] + padding), "float32")
             values[:, : part.shape[1]] = np.where(counts, part, np.nan)
             shape = Block.of(values, values.shape[1], r, len(part), c, part.shape[1])
-            workspace = self._workspace("nearest_block", shape, made.lists(), symmetric)
-            self._call("nearest_block", shape, norms, made.lists(), symmetric, workspace)
+            self._call("nearest_block", shape, norms, made.lists(), symmetric)
             expected = distances(part, norms, r, c)
             np.testing.assert_array_equal(values[:, : part.shape[1]][counts], expected[counts])
             assert np.isnan(values[:, part.shape[1] :]).all()
@@ -204,23 +211,21 @@ class Machine:
     ) -> Sparse:
         lists, reach = nearest.neighbours(), Reach(back.shape[1], half)
         counts = poisoned(rows, "int64")
-        workspace = self._workspace("expand", lists, reach, rows)
+        workspace = self._workspace("expand", reach, rows)
         self._call("expand_count", lists, back, reach, row, rows, counts, workspace)
         made = _room(counts)
-        workspace = self._workspace("expand", lists, reach, rows)
+        workspace = self._workspace("expand", reach, rows)
         shape = (features, features.shape[1], squared, row, rows)
         self._call("expand_fill", lists, back, reach, *shape, made.offsets, made.columns, made.values, workspace)
         return made
 
     def average(self, nearest: Nearest, k2: int, weights: Sparse, row: int, rows: int) -> Sparse:
-        lists, longest = nearest.neighbours(), k2 * int(np.diff(weights.offsets).max())
-        counts = poisoned(rows, "int64")
-        workspace = self._workspace("average", k2, longest, rows)
-        self._call("average_count", lists, k2, weights.rows(), longest, row, rows, counts, workspace)
+        """Means over the first k2 neighbours, of `rows` images from `row` on."""
+        lists, counts = nearest.neighbours(), poisoned(rows, "int64")
+        self._call("average_count", lists, k2, weights.rows(), row, rows, counts)
         made = _room(counts)
-        workspace = self._workspace("average", k2, longest, rows)
-        shape = (longest, row, rows, made.offsets, made.columns, made.values)
-        self._call("average_fill", lists, k2, weights.rows(), *shape, workspace)
+        shape = (row, rows, made.offsets, made.columns, made.values)
+        self._call("average_fill", lists, k2, weights.rows(), *shape)
         return made
 
     def invert(self, weights: Sparse, row: int) -> Sparse:
@@ -229,9 +234,8 @@ class Machine:
         counts = poisoned(n, "int64")
         self._call("invert_count", weights.rows(), row, n - row, n, counts)
         made = _room(counts)
-        entries = len(made.columns)
-        workspace = self._workspace("invert_fill", n, entries)
-        shape = (row, n - row, n, entries, made.offsets, made.columns, made.values)
+        workspace = self._workspace("invert_fill", n)
+        shape = (row, n - row, n, made.offsets, made.columns, made.values)
         self._call("invert_fill", weights.rows(), *shape, workspace)
         return made
 
@@ -255,7 +259,7 @@ class Machine:
         rows: int = 100,
         seed: int = 0,
     ) -> np.ndarray:
-        """All stages, [Q, G]; `rows` images (queries) at a time where a stage goes by rows."""
+        """All steps: the final distances [Q, G]. A step that goes by rows gets `rows` images or queries at a time."""
         n, norms = len(features), products.diagonal().copy()
         nearest = self.nearest(products, norms, setting.near, block=block, seed=seed)
         back = self.reciprocal(nearest, setting.near)

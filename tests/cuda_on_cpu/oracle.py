@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking as docs/method states it, dense and in float64; and random cases for it.
+"""k-reciprocal re-ranking as docs/method.md states it, dense and in float64; and random cases for it.
 
 Ties are decided by index. The distances are those that csrc/rerank.hpp defines, in float32 from given inner products,
 so that the same neighbours are found wherever the products come from.

@@ -1,4 +1,4 @@
-"""The normalising kernels in Triton's interpreter; tests/test_adain.py runs this file with TRITON_INTERPRET=1."""
+"""The normalising kernels in Triton's interpreter; tests/test_adain.py runs this file."""
 
 import functools
 from collections import Counter
@@ -12,9 +12,10 @@ from dgfast.kernels.layer_norm import layer_norm_eager
 
 from dgfast.models import decoder, layers, structure
 
-# Largest error of outputs and of gradients, as a share of the reference's largest value. In fp32 it is set by the inputs'
-# mean, 50 deviations from 0: one rounding of that mean is 2e-6 of every normalised value, and gradients sum over them
-# (eager fp32 reaches 1e-4). In 16 bits it is the output's rounding, and the interpreter truncates where a GPU rounds.
+# Largest error of outputs and of gradients, as a share of the reference's largest value. In fp32 it is set by the
+# inputs' mean, 50 deviations from 0: one rounding of that mean is 2e-6 of every normalised value, and gradients sum
+# over them (eager fp32 reaches 1e-4). In 16 bits it is the output's rounding, and the interpreter truncates where a GPU
+# rounds.
 TOLERANCE = {torch.float32: (2e-5, 1e-4), torch.float16: (2e-3, 2e-3), torch.bfloat16: (1.6e-2, 1.6e-2)}
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 PLANE = Tiling(32, 16, 4, 0)
@@ -159,9 +160,9 @@ def test_views_are_read_in_place_and_other_layouts_converted():
     assert all(map(torch.equal, found, expected))
     assert counted == {
         # Once in the forward and once in the backward pass: the converted copy is not kept.
-        "x converted to channels-last": 2,
-        "residual converted to channels-last": 1,
-        "gradient converted to channels-last": 1,
+        "adain: x converted to channels-last": 2,
+        "adain: residual converted to channels-last": 1,
+        "adain: gradient converted to channels-last": 1,
     }
 
 

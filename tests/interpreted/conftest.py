@@ -1,7 +1,7 @@
 """What the tests in Triton's interpreter share: poisoned memory, and an interpreter without needless work.
 
-Those tests are files *_cases.py, which pytest does not collect by itself: tests/test_adain.py and tests/test_l1_kl.py run
-them in processes of their own, with TRITON_INTERPRET=1, because Triton settles how kernels run when it is imported.
+Those tests are files *_cases.py, which pytest does not collect by itself: tests/test_adain.py and tests/test_l1_kl.py
+run them in processes of their own, with TRITON_INTERPRET=1, because Triton settles how kernels run when it is imported.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ def _no_needless_work():
         # It widens every sum of integers to look for overflow, and reports one only in its debug mode.
         options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
         patch.setattr(interpreter.interpreter_builder, "options", options)
-        # At every call of a helper by a kernel it patches triton.language again; once is enough, since the patches that a
-        # launch makes and takes back are its own.
+        # At every call of a helper by a kernel it patches triton.language again; once is enough, since the patches that
+        # a launch makes and takes back are its own.
         patch_once = functools.cache(interpreter._patch_lang)
 
         def call(helper, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Data sets on disk: how each kind is laid out (`layouts`), which images can be decoded (`check`), and both (`load`)."""
+"""Data sets on disk: how each kind is laid out (`layouts`), which images can be decoded (`check`), both (`load`)."""
 
 from .check import default_cache_dir
 from .load import load_reid

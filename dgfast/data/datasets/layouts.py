@@ -328,7 +328,7 @@ def _drop_unknown(layout: Layout) -> None:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The image files of a folder, by name; other files, such as Thumbs.db and the hidden ones of macOS, are left out."""
+    """The image files of a folder, by name; other files, such as Thumbs.db and the hidden ones of macOS, are none."""
     names = [
         entry.name
         for entry in os.scandir(folder)

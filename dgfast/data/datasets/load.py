@@ -54,7 +54,8 @@ def load_reid(
     """
     root = Path(root).expanduser()
     if kind not in get_args(DatasetName):
-        raise UserError(f"kind {kind!r} of data set; expected one of {', '.join(get_args(DatasetName))}; pass one of them")
+        kinds = ", ".join(get_args(DatasetName))
+        raise UserError(f"kind {kind!r} of data set; expected one of {kinds}; pass one of them")
     if unknown := set(splits) - set(_SPLITS):
         raise ValueError(f"splits {sorted(unknown)}; expected some of {_SPLITS}")
     splits = [split for split in _SPLITS if split in splits]

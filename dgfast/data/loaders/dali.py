@@ -15,22 +15,22 @@ import io
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-# DALI reads this when it first allocates: host buffers of this many bytes and more come from its pool. Those from
-# malloc would be returned to the system after each batch, and fresh pages for the next one take a tenth of all CPU time.
+# DALI reads this when it first allocates: host buffers of at least so many bytes come from its pool. Memory of malloc
+# would be returned to the system after each batch, and fresh pages for the next one take a tenth of all CPU time.
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", str(2**16))
 
 from nvidia.dali import Pipeline, fn, types  # noqa: E402
+from nvidia.dali.pipeline import DataNode  # noqa: E402
 
 from dgfast.data.batches import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from dgfast.data.loaders.base import PairLoader  # noqa: E402
@@ -120,9 +120,7 @@ def evaluation_batches(
         return
     device = torch.device(device)
     batches = _whole_images(records, image_size, batch)
-    running = _Running(
-        batches, min(batch, len(records)), image_size, max(1, workers), _EVALUATION_PREFETCH, device
-    )
+    running = _Running(batches, min(batch, len(records)), image_size, max(1, workers), _EVALUATION_PREFETCH, device)
     start = 0
     try:
         for _, images, _ in running:
@@ -211,7 +209,7 @@ def _whole_images(records: Sequence[Record], image_size: tuple[int, int], batch:
                 encoded.append(np.frombuffer(portable(read_bytes(record.path), image_size), np.uint8))
             except UnreadableImage as error:
                 raise unreadable_error(record.path, str(error)) from error
-        regions, rectangles = (np.tile(np.float32(box), (len(indices), 1)) for box in (_WHOLE, _NOWHERE))
+        regions, rectangles = (np.tile(np.array(box, np.float32), (len(indices), 1)) for box in (_WHOLE, _NOWHERE))
         yield _Batch(encoded, regions, rectangles, indices)
 
 
@@ -254,23 +252,23 @@ class _Running:
             encoded, region, rectangle = fn.external_source(
                 _noted(self._batches, self.scheduled),
                 num_outputs=3,
-                dtype=[types.UINT8, types.FLOAT, types.FLOAT],
+                dtype=[types.DALIDataType.UINT8, types.DALIDataType.FLOAT, types.DALIDataType.FLOAT],
                 ndim=[1, 1, 1],
             )
-            images = _decoded(encoded, device)
-            images = fn.resize(
-                images,
+            pixels: Any = fn.resize(
+                _decoded(encoded, device),
                 size=image_size,
                 roi_start=region[:2],
                 roi_end=region[2:],
                 roi_relative=True,
-                interp_type=types.INTERP_CUBIC,
+                interp_type=types.DALIInterpType.INTERP_CUBIC,
                 antialias=True,
-                dtype=types.UINT8,  # rounded and clamped as Pillow does, since cubic interpolation overshoots
+                # Rounded and clamped as Pillow does, because cubic interpolation overshoots.
+                dtype=types.DALIDataType.UINT8,
             )
             images = fn.crop_mirror_normalize(
-                images,
-                dtype=types.FLOAT,
+                pixels,
+                dtype=types.DALIDataType.FLOAT,
                 output_layout="HWC",
                 mean=[255 * value for value in IMAGENET_MEAN],
                 std=[255 * value for value in IMAGENET_STD],
@@ -287,8 +285,7 @@ class _Running:
         if self._device.type == "cuda":
             stream = torch.cuda.current_stream(self._device)
             self._take_back(stream)
-        images, erased = self._pipeline.run(stream)
-        self._given = tuple(torch.from_dlpack(x.as_tensor()) for x in (images, erased))
+        self._given = tuple(torch.from_dlpack(output.as_tensor()) for output in self._pipeline.run(stream))
         images, erased = (x.permute(0, 3, 1, 2) for x in self._given)  # HWC seen as CHW is channels_last
         return self.scheduled.popleft(), images, erased
 
@@ -312,7 +309,7 @@ class _Running:
             torch.cuda.current_stream(self._device).synchronize()
         self._given = ()
         self._lent.clear()
-        self._pipeline = None
+        del self._pipeline
         self._batches.close()
 
 
@@ -325,7 +322,7 @@ def _noted(
         yield batch.encoded, batch.regions, batch.rectangles
 
 
-def _one_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+def _one_ahead(batches: Iterator[_Batch]) -> Generator[_Batch, None, None]:
     """The same batches, each made in a thread while DALI works on the one before it."""
     thread = ThreadPoolExecutor(1, "dgfast-reader")
     try:
@@ -339,11 +336,11 @@ def _one_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
         thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _decoded(encoded: "fn.DataNode", device: torch.device) -> "fn.DataNode":
+def _decoded(encoded: DataNode, device: torch.device) -> DataNode:
     return fn.decoders.image(
         encoded,
         device="mixed" if device.type == "cuda" else "cpu",
-        output_type=types.RGB,
+        output_type=types.DALIImageType.RGB,
         adjust_orientation=False,  # images that are not upright come as plain pixels, turned by Pillow
         jpeg_fancy_upsampling=True,  # on a GPU, too, colours are interpolated as libjpeg-turbo does
     )
@@ -360,7 +357,7 @@ def _can_decode(encoded: np.ndarray, device: torch.device) -> bool:
 def _decode(encoded: np.ndarray, device: torch.device) -> None:
     pipeline = Pipeline(batch_size=1, num_threads=1, device_id=_number_of(device), prefetch_queue_depth=1)
     with pipeline:
-        source = fn.external_source(lambda: [encoded], dtype=types.UINT8, ndim=1)
+        source = fn.external_source(lambda: [encoded], dtype=types.DALIDataType.UINT8, ndim=1)
         pipeline.set_outputs(_decoded(source, device))
     pipeline.build()
     pipeline.run()

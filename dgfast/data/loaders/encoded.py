@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dgfast.data.loaders.image import UnreadableImage, decode_image, read_bytes
+from dgfast.data.loaders.image import Encoded, UnreadableImage, decode_image, read_bytes
 from dgfast.errors import UserError
 
 _log = logging.getLogger("dgfast")
@@ -112,7 +112,8 @@ class EncodedImages:
                     return
         self._memory = np.frombuffer(block, np.uint8), ends
 
-    def _bytes(self, index: int) -> bytes | memoryview | np.ndarray:
+    def _bytes(self, index: int) -> Encoded:
+        encoded: Encoded
         if self._memory is not None:
             block, ends = self._memory
             encoded = block[ends[index] : ends[index + 1]]
@@ -187,7 +188,7 @@ def portable(encoded: bytes, image_size: tuple[int, int]) -> bytes:
     return encoded if _is_ordinary(encoded) else pixels_of(encoded, image_size)
 
 
-def pixels_of(encoded: bytes | memoryview, image_size: tuple[int, int]) -> bytes:
+def pixels_of(encoded: Encoded, image_size: tuple[int, int]) -> bytes:
     """The picture of an image file, decoded and resized by Pillow, as a PPM file.
 
     Args:
@@ -203,7 +204,7 @@ def pixels_of(encoded: bytes | memoryview, image_size: tuple[int, int]) -> bytes
     return b"P6\n%d %d\n255\n" % (width, height) + image.tobytes()
 
 
-def resized(encoded: bytes | memoryview, image_size: tuple[int, int]) -> Image.Image:
+def resized(encoded: Encoded, image_size: tuple[int, int]) -> Image.Image:
     """The picture of an image file, decoded and resized (bicubic, antialiased) by Pillow.
 
     Args:

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+Encoded = bytes | np.ndarray
+"""The content of a file: bytes or [n] uint8."""
+
 
 class UnreadableImage(Exception):
     """The file is no image that can be decoded to its end; the message is the reason, without the path."""
@@ -34,7 +37,7 @@ def read_bytes(path: Path) -> bytes:
     return encoded
 
 
-def decode_image(encoded: bytes | memoryview) -> Image.Image:
+def decode_image(encoded: Encoded) -> Image.Image:
     """An image, decoded to its end.
 
     Args:
@@ -45,7 +48,7 @@ def decode_image(encoded: bytes | memoryview) -> Image.Image:
         UnreadableImage: it is truncated or no image.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(bytes(encoded))) as image:
             return _rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's decoders raise many types: OSError, SyntaxError, ValueError, ...
         reason = "cannot identify the format" if isinstance(error, Image.UnidentifiedImageError) else str(error)

@@ -133,7 +133,7 @@ class _EvaluationBatches(Dataset):
 
     def __init__(self, paths: list[Path], image_size: tuple[int, int], batch: int):
         self._paths = paths
-        self._image_size = tuple(image_size)
+        self._image_size = image_size
         self._batch = batch
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ class _EvaluationBatches(Dataset):
         images = np.empty((len(paths), *self._image_size, 3), np.uint8)
         for out, path in zip(images, paths, strict=True):
             try:
-                out[:] = resized(read_bytes(path), self._image_size)
+                out[:] = np.asarray(resized(read_bytes(path), self._image_size))
             except UnreadableImage as error:
                 return unreadable_error(path, str(error))
         return torch.from_numpy(images)

@@ -1,12 +1,5 @@
-"""The CUDA stages of re-ranking, run on the CPU (tests/cuda_on_cpu) against a dense oracle, the goldens and the CPU
-stages.
-
-On a machine with a GPU this one command runs them there as well, and the same once more under the toolkit's checker:
-
-    python -m pytest -q tests/test_cuda_stages.py
-    compute-sanitizer --tool memcheck --leak-check full python -m pytest -q tests/test_cuda_stages.py -k device
-    compute-sanitizer --tool racecheck python -m pytest -q tests/test_cuda_stages.py -k device
-    compute-sanitizer --tool synccheck python -m pytest -q tests/test_cuda_stages.py -k device
+"""The CUDA path of re-ranking, run on the CPU (tests/cuda_on_cpu), against a dense oracle, the goldens and the CPU
+path. tests/gpu/test_reranking.py has the tests that need a GPU.
 """
 
 import os
@@ -22,9 +15,9 @@ import pytest
 import torch
 
 from dgfast import _rerank
-from dgfast.retrieval import rerank, reranking, stages
+from dgfast.retrieval import backends, rerank, reranking
 from tests.cuda_on_cpu.extension import Extension
-from tests.cuda_on_cpu.machine import SOURCES, Machine, Nearest, Reach, Sparse, build, poisoned
+from tests.cuda_on_cpu.machine import SOURCES, Machine, Reach, Sparse, build, poisoned
 from tests.cuda_on_cpu.oracle import Setting, dense, distances, random_case, symmetric_products, weights
 
 ROOT = Path(__file__).parents[1]
@@ -33,14 +26,13 @@ TOLERANCE = 2e-6  # of a few hundred float32 terms against float64
 SCHEDULES = [0, 1, 7]
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-needs_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    return Machine(build(tmp_path_factory.mktemp("cuda_on_cpu") / "stages.so"))
+    return Machine(build(tmp_path_factory.mktemp("cuda_on_cpu") / "cuda.so"))
 
 
 def clustered(n: int, dims: int, identities: int, seed: int = 0) -> np.ndarray:
@@ -168,7 +160,7 @@ def test_large_sets_are_built_in_the_workspace(machine):
     products = symmetric_products(features)
     setting = Setting(k1=159)
     nearest = machine.nearest(products, products.diagonal().copy(), setting.near, block=(170, 170))
-    assert machine.size("expand_workspace", nearest.neighbours(), Reach(setting.near, setting.half), 40) > 0
+    assert machine.size("expand_workspace", Reach(setting.near, setting.half), 40) > 0
     back = machine.reciprocal(nearest, setting.near)
     machine.schedule(5)
     made = machine.expand(nearest, back, setting.half, features, False, 130, 40)
@@ -204,7 +196,7 @@ def test_same_bits_for_every_partition_and_order_of_threads(machine):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_stage_equals_the_cpu(machine, seed):
+def test_every_step_equals_the_cpu(machine, seed):
     cpu = _rerank.cpu
     case = random_case(100 + seed)
     n, setting = len(case.features), case.setting
@@ -212,67 +204,73 @@ def test_every_stage_equals_the_cpu(machine, seed):
     machine.schedule(SCHEDULES[seed % 3])
 
     nearest = machine.nearest(case.products, norms, setting.near, block=case.block)
-    theirs = Nearest(np.empty_like(nearest.distances), np.empty_like(nearest.indices), np.empty_like(nearest.farthest))
-    lists = (theirs.distances, theirs.indices, theirs.farthest)
-    cpu.nearest_start(*lists)
-    cpu.nearest_block(np.array(case.products), 0, 0, norms, *lists, 0, True)
-    for mine, other in zip((nearest.distances, nearest.indices, nearest.farthest), lists, strict=True):
+    theirs = [np.empty_like(array) for array in (nearest.distances, nearest.indices, nearest.farthest)]
+    lists = cpu.NeighbourLists(*theirs, 0)
+    cpu.nearest_start(lists)
+    cpu.nearest_block(np.array(case.products), 0, 0, norms, lists, True, "")
+    for mine, other in zip((nearest.distances, nearest.indices, nearest.farthest), theirs, strict=True):
         np.testing.assert_array_equal(mine, other)
 
     back, their_back = machine.reciprocal(nearest, setting.near), poisoned((n, setting.near), "int32")
-    cpu.reciprocal(*lists, their_back)
+    cpu.reciprocal(lists, their_back)
     np.testing.assert_array_equal(back, their_back)
 
     weights = machine.expand(nearest, back, setting.half, case.features, setting.squared, 0, n)
     counts = poisoned(n, "int64")
-    cpu.expand_count(*lists, back, setting.half, 0, counts)
+    cpu.expand_count(lists, back, setting.half, 0, counts)
     np.testing.assert_array_equal(np.diff(weights.offsets), counts)
-    same = Sparse(weights.offsets, np.empty_like(weights.columns), np.empty_like(weights.values))
-    made = (same.offsets, same.columns, same.values)
-    cpu.expand_fill(*lists, back, setting.half, case.features, setting.squared, 0, *made)
+    same = _with_room_of(weights)
+    cpu.expand_fill(lists, back, setting.half, case.features, setting.squared, 0, _bound(same), "")
     _assert_equal_rows(weights, same)
 
     averaged = machine.average(nearest, setting.k2, weights, 0, n)
-    entries = (weights.offsets, weights.columns, weights.values)
-    cpu.average_count(*lists, setting.k2, *entries, 0, counts)
+    cpu.average_count(lists, setting.k2, _bound(weights), 0, counts)
     np.testing.assert_array_equal(np.diff(averaged.offsets), counts)
-    same = Sparse(averaged.offsets, np.empty_like(averaged.columns), np.empty_like(averaged.values))
-    cpu.average_fill(*lists, setting.k2, *entries, 0, same.offsets, same.columns, same.values)
+    same = _with_room_of(averaged)
+    cpu.average_fill(lists, setting.k2, _bound(weights), 0, _bound(same))
     _assert_equal_rows(averaged, same)
 
     inverted = machine.invert(averaged, case.queries)
-    entries = (averaged.offsets, averaged.columns, averaged.values)
     counts = poisoned(n, "int64")
-    cpu.invert_count(*entries, case.queries, counts)
+    cpu.invert_count(_bound(averaged), case.queries, counts)
     np.testing.assert_array_equal(np.diff(inverted.offsets), counts)
-    same = Sparse(inverted.offsets, np.empty_like(inverted.columns), np.empty_like(inverted.values))
-    cpu.invert_fill(*entries, case.queries, same.offsets, same.columns, same.values)
+    same = _with_room_of(inverted)
+    cpu.invert_fill(_bound(averaged), case.queries, _bound(same))
     np.testing.assert_array_equal(inverted.columns, same.columns)
     np.testing.assert_array_equal(inverted.values, same.values)
 
     block = distances(case.products[: case.queries, case.queries :], norms, 0, case.queries)
     result = machine.jaccard(averaged, inverted, nearest.farthest, 0, block, setting)
-    cpu.jaccard(
-        *entries, same.offsets, same.columns, same.values, theirs.farthest, 0, setting.lambda_, setting.squared, block
-    )
+    farthest = theirs[2]
+    cpu.jaccard(_bound(averaged), _bound(same), farthest, 0, setting.lambda_, setting.squared, block)
     np.testing.assert_allclose(result, block, rtol=0, atol=1e-6)
+
+
+def _bound(rows: Sparse) -> object:
+    return _rerank.cpu.SparseRows(rows.offsets, rows.columns, rows.values)
+
+
+def _with_room_of(rows: Sparse) -> Sparse:
+    return Sparse(rows.offsets, np.empty_like(rows.columns), np.empty_like(rows.values))
 
 
 @pytest.mark.parametrize(
     ("n", "queries", "k1", "k2", "variant"),
     [(150, 20, 20, 6, "zhong"), (77, 76, 13, 1, "squared"), (33, 1, 31, 4, "zhong")],
 )
-def test_python_face_of_the_cuda_stages(machine, monkeypatch, n, queries, k1, k2, variant):
-    """`rerank` as it runs on a GPU, but for the device: blocks, chunks and workspaces as CudaStages makes them."""
+def test_cuda_backend(machine, monkeypatch, n, queries, k1, k2, variant):
+    """`rerank` as it runs on a GPU, but for the device: blocks, chunks and workspaces as CudaBackend makes them."""
     extension = Extension(machine)
     features = torch.from_numpy(on_a_grid(n, 24, n // 11))
     setting = {"k1": k1, "k2": k2, "variant": variant}
     expected = rerank(features[:queries], features[queries:], **setting)
-    monkeypatch.setattr(stages, "_rerank", SimpleNamespace(cuda=extension))
-    monkeypatch.setattr(stages, "_ROWS_A_CALL", 37)
-    monkeypatch.setattr(stages.CudaStages, "tile", (40, 64))
-    monkeypatch.setattr(stages.CudaStages, "_run", lambda self, stage, *arguments: stage(*arguments, 0))
-    monkeypatch.setattr(reranking, "stages_for", lambda device: stages.CudaStages(device))
+    monkeypatch.setattr(backends, "_rerank", SimpleNamespace(cuda=extension, on_threads=_rerank.on_threads))
+    monkeypatch.setattr(backends, "_ROWS_A_CALL", 37)
+    monkeypatch.setattr(backends.CudaBackend, "tile", (40, 64))
+    monkeypatch.setattr(
+        backends.CudaBackend, "_run", lambda self, step, *arguments: getattr(extension, step)(*arguments, 0)
+    )
+    monkeypatch.setattr(reranking, "backend_for", backends.CudaBackend)
     result = rerank(features[:queries], features[queries:], **setting)
     assert {"nearest_block", "expand_fill", "invert_fill", "jaccard"} <= extension.called
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
@@ -292,7 +290,7 @@ def test_nothing_is_out_of_bounds(tmp_path):
     ).stdout.strip()
     if not os.path.isabs(runtime):
         pytest.skip("needs AddressSanitizer's runtime")
-    library = build(tmp_path / "stages.so", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    library = build(tmp_path / "cuda.so", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     # Leaks are not looked for: the interpreter itself leaves memory behind.
     environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
     command = [sys.executable, "-m", "tests.cuda_on_cpu.machine", str(library)]
@@ -325,26 +323,3 @@ def test_no_kernel_spills_registers(tmp_path, architecture):
         assert set(spills) <= {("0", "0", "0")}, f"{source.name}: {done.stderr}"
         kernels += len(spills)
     assert kernels >= 12
-
-
-@needs_device
-@pytest.mark.parametrize(
-    ("n", "queries", "k1", "k2", "variant"),
-    [(900, 100, 20, 6, "zhong"), (331, 330, 23, 1, "squared"), (64, 1, 40, 9, "zhong")],
-)
-def test_device_equals_cpu(n, queries, k1, k2, variant):
-    features = torch.from_numpy(on_a_grid(n, 24, n // 12))
-    setting = {"k1": k1, "k2": k2, "variant": variant}
-    expected = rerank(features[:queries], features[queries:], **setting)
-    result = rerank(features[:queries].cuda(), features[queries:].cuda(), **setting)
-    assert result.is_cuda
-    torch.testing.assert_close(result.cpu(), expected, rtol=0, atol=1e-6)
-
-
-@needs_device
-def test_device_equals_goldens():
-    recorded = np.load(GOLDENS)
-    query, gallery = (torch.from_numpy(recorded[name]).cuda() for name in ("query", "gallery"))
-    result = rerank(query, gallery, k1=23, k2=6, lambda_=0.3)
-    expected = torch.from_numpy(recorded["zhong_k1=23_k2=6_lambda=0.3"])
-    torch.testing.assert_close(result.cpu(), expected, rtol=0, atol=1e-5)
