@@ -182,8 +182,8 @@ def test_swap_changes_clothes_only(wearer, owner):
     world = make_world(parameters.seed, parameters.difficulty)
     shot = _good_image(world, parameters, wearer).shot
     own, other = (render_swap(world, shot, (128, 64), wearer=wearer, owner=person) for person in (wearer, owner))
-    # Shadows of hems fall on five centimetres of skin, the camera blurs, and shoes, which are below, change without being
-    # in the mask.
+    # Shadows of hems fall on five centimetres of skin, and the camera blurs. Shoes, which are below, change without
+    # being in the mask.
     reach = np.ones((19, 19), np.uint8)
     touched = cv2.dilate(np.maximum(own.mask, other.mask), reach) > 0
     touched[int(0.7 * len(touched)) :] = True
