@@ -11,6 +11,7 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from typing import NamedTuple
 
 import pytest
@@ -210,7 +211,7 @@ class Repository:
             return True
         own = PurePosixPath(file).parent
         for start in ("", "dgfast", str(own)):
-            path = str(PurePosixPath(start) / word)
+            path = normpath(PurePosixPath(start) / word)
             if path in self.files or path in self.folders or ("*" in path and self._any(path)):
                 return True
         # The name of a file alone, or with the end of its folder: loaders/choose.py.
