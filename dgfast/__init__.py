@@ -21,7 +21,7 @@ def load(path: str | Path) -> "DGNet":
     Raises:
         dgfast.errors.UserError: there is no such model.
     """
-    from dgfast.models.dgnet import load_model  # here, so that `import dgfast` costs nothing
+    from dgfast.models.dgnet import load_model  # imported here, so that `import dgfast` is quick
 
     path = Path(path)
     if path.is_dir() and not (path / "model.safetensors").is_file():

@@ -1,7 +1,7 @@
 """Every hyper-parameter once, with its unit, its symbol and its source; and the presets.
 
 Field names are unique across the whole tree, so that each is one flag of the command line (`--batch-size`,
-`--data-root`). "Spec" in the comments is the paper (CVPR 2019) together with docs/method.md.
+`--data-root`). The paper is DG-Net's (CVPR 2019); "method" is docs/method.md.
 """
 
 import dataclasses
@@ -266,7 +266,7 @@ class Config:
     """Test protocol."""
 
 
-TEACHER_IMAGES = 4  # images of one pair of samples, all of which the teacher sees
+TEACHER_IMAGES = 4  # the teacher sees all images of a pair of samples: two images and their two positives
 
 
 def check(config: Config) -> None:
@@ -305,7 +305,7 @@ def check(config: Config) -> None:
     _expect(0 <= run.seed < 2**31, "seed", run.seed, "between 0 and 2147483647")
     fits = optim.batch_size % optim.accumulate == 0
     _expect(fits, "accumulate", optim.accumulate, f"a divisor of --batch-size, which is {optim.batch_size}")
-    if optim.batch_norm == "per-stream":  # the statistics of one image are no statistics
+    if optim.batch_norm == "per-stream":  # statistics need two images at least
         least = 2 * optim.accumulate
         _expect(
             optim.batch_size >= least, "batch_size", optim.batch_size, f"at least {least} with --batch-norm per-stream"
@@ -388,8 +388,8 @@ def _quickstart() -> Config:
             discriminator_blocks=1,
             discriminator_scales=2,
         ),
-        # A few hundred iterations instead of 100,000: the pictures must come first, so their reconstruction weighs six
-        # times as much, and E_a learns from generated images only once they show people.
+        # There are a few hundred iterations instead of 100,000, so the pictures must become good first: their
+        # reconstruction weighs six times as much, and E_a learns from generated images only once they show people.
         loss=LossConfig(image_weight=30.0, positive_weight=30.0, warmup_start=200, warmup_rate=0.01),
         optim=OptimConfig(
             iterations=500,

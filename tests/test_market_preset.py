@@ -22,9 +22,11 @@ def test_market1501_preset_runs_for_real(tmp_path):
         # would make
         # features overflow: the rates of E_a are smaller here.
         train.main(
-            f"--backbone-lr 1e-5 --head-lr 1e-4 --preset market1501 --data-root {root} --backbone-weights none --batch-size 2"
-            f" --iterations 2 --warmup-start 0"
-            f" --teacher-iterations 1 --teacher-batch-size 4 --log-every 1 --loader-workers 0 --out {tmp_path} --name run".split()
+            (
+                f"--preset market1501 --data-root {root} --backbone-weights none --backbone-lr 1e-5 --head-lr 1e-4"
+                " --batch-size 2 --iterations 2 --warmup-start 0 --teacher-iterations 1 --teacher-batch-size 4"
+                f" --log-every 1 --loader-workers 0 --out {tmp_path} --name run"
+            ).split()
         )
     finally:
         torch.set_num_threads(threads)

@@ -34,7 +34,8 @@ def facts() -> dict[str, str]:
     Returns:
         name of a fact -> what was found, in the order in which people ask.
     """
-    from dgfast import _rerank  # here, so that a broken build is a line of the report's caller and not of every import
+    # Imported here, so that a broken build of the extension shows in this command and not in every import of it.
+    from dgfast import _rerank
 
     def version(package: str) -> str:
         return importlib.metadata.version(package) if importlib.util.find_spec(package) else "not installed"
@@ -44,6 +45,7 @@ def facts() -> dict[str, str]:
         f"{torch.cuda.get_device_name(i)}, {torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB"
         for i in range(torch.cuda.device_count())
     ]
+    there = "present" if weights.is_file() else "absent: fetched at the first use, or put there"
     return {
         "dgfast": importlib.metadata.version("dgfast"),
         "python": platform.python_version(),
@@ -55,14 +57,15 @@ def facts() -> dict[str, str]:
         "fused kernels": _kernels(torch.device("cuda" if devices else "cpu")),
         "image loader": choose_loader("auto", torch.device("cuda" if devices else "cpu"))[1],
         "extension": ", ".join(f"{k} {v}" for k, v in _rerank.build_info().items()),
-        "ImageNet weights": f"{weights} ({'present' if weights.is_file() else 'absent: fetched at the first use, or put there'})",
+        "ImageNet weights": f"{weights} ({there})",
         "cache": str(default_cache_dir(os.environ)),
     }
 
 
 def _kernels(device: torch.device) -> str:
     """Which way E_s, G and the loss take here, found by taking it: one small picture and its gradients."""
-    model = DGNet(PRESETS["quickstart"].model, num_classes=2).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = DGNet(PRESETS["quickstart"].model, num_classes=2).to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(2, 3, 128, 64, device=device).contiguous(memory_format=torch.channels_last)
     before = Counter(fallbacks())
     with torch.autocast(device.type, torch.bfloat16):

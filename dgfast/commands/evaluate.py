@@ -62,7 +62,7 @@ class Command:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate as the command line says; print the table, write eval-DATASET.json and rankings-DATASET.png into the run.
+    """Evaluate as the command line says: print the table, write eval-DATASET.json and rankings-DATASET.png.
 
     Args:
         argv: flags; None takes those of the process.

@@ -16,9 +16,11 @@ from dgfast.models.backbones import read_tensors
 from dgfast.models.dgnet import make_teacher, save_model
 from dgfast.models.reference_weights import convert, sizes
 
-HELP = """Turn checkpoints of the public reference system into a folder that dgfast eval, dgfast.load and --teacher take.
+HELP = """Turn checkpoints of the public reference system into a folder for dgfast eval, dgfast.load and --teacher.
 
-dgfast import-reference --gen gen_00100000.pt --id id_00100000.pt --dis dis_00100000.pt --teacher net_last.pth --out imported
+dgfast import-reference --gen gen_00100000.pt --id id_00100000.pt --dis dis_00100000.pt --out imported
+
+dgfast import-reference --teacher net_last.pth --out imported-teacher
 """
 
 

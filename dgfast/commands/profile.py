@@ -29,7 +29,7 @@ dgfast profile --preset market1501 --backbone-weights none --batch-size 8 --json
 
 torchrun --nproc_per_node 8 -m dgfast.profile --preset market1501 --data-root /data/Market-1501
 """
-# Of the training sets that presets name.
+# Identities of the training sets that presets name: made-up batches have as many classes.
 IDENTITIES = {"market1501": 751, "dukemtmc": 702, "msmt17": 1041, "cuhk03np": 767}
 
 

@@ -97,8 +97,8 @@ def _all(partial: Path, query: np.ndarray | torch.Tensor, gallery: np.ndarray | 
             np.save(file, torch.as_tensor(rerank(query, gallery, **how)).cpu().numpy())
         return
     if 0 in shape or query.ndim != 2 or gallery.ndim != 2:
-        rerank(query, gallery, **how)  # says what is wrong with them
-    out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)  # the result may exceed memory
+        rerank(query, gallery, **how)  # raises the error that says what is wrong with them
+    out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)  # on disk: it may exceed memory
     rerank(query, gallery, out=out, **how)
     out.flush()
 
@@ -141,7 +141,7 @@ def _features(path: Path, device: torch.device) -> np.ndarray | torch.Tensor:
         raise UserError(
             f"cannot read {path}: {error.strerror or 'it ends too early'}; {expected}; check the path"
         ) from error
-    except ValueError as error:  # NumPy's own text advises to run what is in the file
+    except ValueError as error:  # NumPy's own message advises to allow pickles, which could run any code
         raise UserError(f"{path} is no file of plain numbers, or is cut short; {expected}") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} holds several arrays; {expected}")

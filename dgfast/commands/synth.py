@@ -10,7 +10,9 @@ import tyro
 from dgfast.errors import UserError
 from dgfast.pedestrians import generate
 
-HELP = """Synthetic pedestrians in the layout of Market-1501, with masks of the clothes; the same bytes for any number of workers.
+HELP = """Synthetic pedestrians in the layout of Market-1501, with masks of the clothes.
+
+The same flags give the same bytes, for any number of workers.
 
 dgfast synth --out pedestrians --identities 40 --seed 1
 
@@ -72,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--out {command.out} cannot be written ({error.strerror}); pass another folder") from error
     print(
         f"{command.out}: {summary.images} images of {summary.identities} people: {summary.train_images} train,"
-        f" {summary.query_images} query, {summary.gallery_images} gallery (of them {summary.distractor_images} distractors,"
-        f" {summary.junk_images} junk); {summary.swap_truths} true swaps"
+        f" {summary.query_images} query, {summary.gallery_images} gallery"
+        f" (of them {summary.distractor_images} distractors, {summary.junk_images} junk);"
+        f" {summary.swap_truths} true swaps"
     )

@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> None:
         resumes, run = workers.share(found)
         trainer = Trainer(config, data, run, workers, Path(torch.hub.get_dir()))
         with workers.first_goes_first():
-            if workers.first and not resumes:  # only now: settings that cannot be trained leave nothing behind
+            # Not before the trainer has been made: settings that cannot be trained leave nothing behind.
+            if workers.first and not resumes:
                 run_directory.make(config, run)
                 run_directory.link_latest(run)
                 run_directory.remember_launch(config, run)

@@ -121,7 +121,7 @@ def generate(
     if workers is None:
         workers = 1 if total < _FEW else len(os.sched_getaffinity(0))
 
-    with replacing(out) as folder:
+    with replacing(out.absolute()) as folder:  # absolute, because "." has no name that another could stand beside
         for split in SPLITS:
             (folder / split).mkdir(parents=True)
             if masks:

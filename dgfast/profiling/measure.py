@@ -1,4 +1,4 @@
-"""What iterations of a stage cost: time, floating-point operations, calls, memory. Which part takes the time: trace.py."""
+"""What iterations of a stage cost: time, floating-point operations, calls, memory. Which part takes it: trace.py."""
 
 import gc
 import itertools
@@ -145,7 +145,7 @@ def iterations_of(
     gc.collect()  # what another batch size left behind
     torch.cuda.empty_cache()
     if config.run.compile != "off":
-        torch.compiler.reset()  # or another batch size would be compiled for sizes of any kind
+        torch.compiler.reset()  # else the second batch size would be compiled for sizes of any kind
     trainer = Trainer(config, data, Path(), workers, Path(torch.hub.get_dir()))
     teaching = trainer.teacher_stage()
     stage: Stage = teaching

@@ -39,8 +39,9 @@ _CARDS: tuple[tuple[str, float | None, float, float | None, float], ...] = (
     ("V100 PCIE", None, 112, None, 14),
     ("T4", None, 65, None, 8.1),
 )
-_OTHERS = {"LAPTOP", "MIG", "D", "TI", "SUPER", "MAX"}  # words of a name that make it another card, or a part of one
-_SIDE = 2048  # of the CPU's matrices: large enough for its full rate, 17 GFLOP a product
+# Words of a name that make it another card, or a part of one.
+_OTHERS = {"LAPTOP", "MIG", "D", "TI", "SUPER", "MAX"}
+_SIDE = 2048  # rows and columns of the CPU's matrices: large enough for its full rate, 17 GFLOP a product
 _SECONDS = 0.5
 
 
@@ -63,7 +64,7 @@ def card_peak(name: str, precision: Precision, tf32: bool) -> float | None:
 
 
 def cpu_peak(precision: Precision) -> float:
-    """Peak of this process's threads, measured: the best of torch.mm's products of two square matrices in half a second.
+    """Peak of this process's threads: the best of torch.mm's products of two square matrices in half a second.
 
     Args:
         precision: bf16, fp16 or fp32.

@@ -238,7 +238,8 @@ def table(report: dict[str, Any]) -> str:
         ),
         (
             "batch",
-            f"{report['batch']} ({report['images_per_step']} images an iteration), {height}x{width}, {report['batches']}",
+            f"{report['batch']} ({report['images_per_step']} images an iteration), {height}x{width}, "
+            f"{report['batches']}",
         ),
         ("speed", f"{report['images_per_s']:.4g} images/s, {report['ms_per_step']:.4g} ms an iteration"),
         ("work", f"{report['gflop_per_image']:.4g} GFLOP an image; {calls} an iteration"),

@@ -15,7 +15,8 @@ NETWORKS = ("E_a", "E_s", "G", "D", "teacher")
 PHASES = ("data", *NETWORKS, "backward", "optimizer", "communication", "idle", "other")
 STEPS = "dgfast steps"  # the range around all iterations of a trace
 
-_NODE = "autograd::engine::evaluate_function"  # backward passes that no range names: the gradient penalty's
+# Nodes of backward passes that no range of ours names, as that of the gradient penalty.
+_NODE = "autograd::engine::evaluate_function"
 _TRANSFERS = ("gloo:", "nccl:")
 _LAUNCHES = ("LaunchKernel", "LaunchCooperativeKernel", "GraphLaunch")
 _DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -38,7 +39,7 @@ class _Span(NamedTuple):
     start: float
     end: float
     label: str
-    rank: int  # of several at a time the lowest counts, among equals the first to start
+    rank: int  # of several spans at a time the one of lowest rank counts, among equals the first to start
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def named(modules: Mapping[str, nn.Module]) -> Iterator[None]:
             if compiled is None:
                 stack.callback(module.register_forward_pre_hook(lambda *_, name=name: enter(name)).remove)
                 stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-            else:  # hooks that come after torch.compile are not seen by the compiled call
+            else:  # the compiled call does not see hooks that are registered after torch.compile
                 stack.callback(setattr, module, "_compiled_call_impl", compiled)
                 module._compiled_call_impl = _within(name, compiled)
         yield
@@ -147,8 +148,8 @@ def _host_spans(events: Iterable[dict[str, Any]]) -> Iterator[_Span]:
         elif cat == "cpu_op" and name.startswith(_NODE):
             yield _Span(start, end, "backward", 2)
         elif cat in ("cpu_op", "user_annotation") and name.startswith(_TRANSFERS):
-            # Beside backward nodes a transfer costs nothing; after the last of them, and elsewhere, the others wait for
-            # it.
+            # While backward nodes run, a transfer beside them costs nothing. After the last node, and elsewhere, the
+            # iteration waits for it.
             yield _Span(start, end, "communication", 3)
         elif cat == "user_annotation" and name == "backward":
             yield _Span(start, end, name, 4)
@@ -161,7 +162,7 @@ def _device_spans(
     starts = [span.start for span in host]
     for event in work:
         at = launched.get(event["args"].get("correlation"))
-        # By the launch's time and not by its thread: autograd launches from threads of its own while the host's waits.
+        # The launch's time decides, not its thread: autograd launches from its own threads while the host's waits.
         label = "other" if at is None else host[max(0, bisect.bisect_right(starts, at) - 1)].label
         transfer = "nccl" in event["name"].lower()
         yield _Span(event["ts"], event["ts"] + event["dur"], "communication" if transfer else label, int(transfer))

@@ -12,7 +12,7 @@ from dgfast.errors import UserError
 from dgfast.files import replacing
 
 log = logging.getLogger("dgfast")
-KEPT = 2  # the last one, and the one before it in case the last is damaged
+KEPT = 2  # checkpoints of a stage: the last one, and the one before it in case the last is damaged
 
 
 class Writer:
@@ -55,7 +55,7 @@ class Writer:
 
 def _copied(state: Any) -> Any:
     if isinstance(state, torch.Tensor):
-        # A copy in any case: `cpu` alone gives a CPU tensor itself.
+        # `cpu` copies a tensor of a GPU, but returns one of the CPU as it is; that one is copied by `clone`.
         return state.detach().cpu() if state.is_cuda else state.detach().clone()
     if isinstance(state, dict):
         return {key: _copied(value) for key, value in state.items()}
@@ -76,7 +76,7 @@ def save(folder: Path, stage: str, iteration: int, state: dict[str, Any]) -> Pat
         the file.
     """
     path = folder / f"{stage}-{iteration:08d}.pt"
-    # Into an open file, not a name: torch would write the name into the file, and equal runs would differ.
+    # torch is given an open file: given a name, it would write the name into the file, and equal runs would differ.
     with replacing(path) as partial, partial.open("wb") as file:
         torch.save({**state, "iteration": iteration}, file)
     for old in checkpoints(folder, stage)[:-KEPT]:
@@ -115,7 +115,7 @@ def latest(folder: Path, stage: str) -> dict[str, Any] | None:
             log.warning("checkpoint %s cannot be read (%s): trying the one before it", path, type(error).__name__)
     if found:
         raise UserError(
-            f"{folder} holds {len(found)} checkpoints of stage {stage}, none of which can be read; expected a sound one: put one"
-            " back, or begin a new run without --resume"
+            f"{folder} holds {len(found)} checkpoints of stage {stage}, none of which can be read; expected a sound"
+            " one: put one back, or begin a new run without --resume"
         )
     return None

@@ -1,4 +1,4 @@
-"""Several processes: who am I, equal weights at the start, averaged gradients in every step, decisions taken together."""
+"""Several processes: which one this is, equal weights at the start, averaged gradients, decisions taken together."""
 
 import os
 from collections.abc import Iterable, Iterator

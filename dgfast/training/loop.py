@@ -1,8 +1,8 @@
 """The loop around a stage: iterations, numbers, pictures, checkpoints, signals, and the place to go on from.
 
-An iteration that logs and saves nothing waits neither for the device (but for fp16, whose loss scale asks) nor for the
-other
-processes: losses come to the host when the device has them, votes on whether to stop are read one iteration late.
+An iteration that logs and saves nothing waits for nobody. Losses come to the host when the device has them, and votes
+on whether to stop are read one iteration late. Only fp16 waits for the device, because its loss scale looks at every
+gradient.
 """
 
 import signal
@@ -78,9 +78,8 @@ def run_stage(
     workers.same_weights(stage.networks_by_name.values())
     if start >= iterations:
         if start > iterations and workers.first:
-            say(
-                f"{stage.name}: has {start} iterations behind it already, more than the {iterations} asked for: left as it is"
-            )
+            asked = f"more than the {iterations} asked for"
+            say(f"{stage.name}: has {start} iterations behind it already, {asked}: left as it is")
         return
     images = global_batch * stage.images_per_sample
     log = StageLog(run, stage.name, start, iterations, images) if workers.first else None
@@ -95,7 +94,7 @@ def run_stage(
             writer.save(folder, stage.name, done, {**stage.state_dict(), "global_batch": global_batch})
 
     def settle() -> None:
-        """Nobody leaves, or is resumed, before the file is there."""
+        """Wait in all processes until the file is there, so that nobody leaves, or is resumed, before."""
         writer.wait()
         workers.barrier()
 
@@ -103,7 +102,7 @@ def run_stage(
     try:
         with StopRequest().listening() as stop:
             for iteration in range(start, iterations):
-                # Dropout's draws: a function of seed, stage, iteration and rank, so that nothing of it needs saving.
+                # Dropout then draws a function of seed, stage, iteration and rank, of which nothing needs saving.
                 torch.manual_seed(_mix(config.seed, stage.seed_bit, iteration, workers.rank))
                 watch.add(iteration, stage.step(next(loader), iteration))
                 done = iteration + 1
@@ -111,16 +110,17 @@ def run_stage(
                 logging = done % config.log_every == 0 or last
                 saving = done % config.checkpoint_every == 0 or last
 
-                waits = logging or saving
+                waits = logging or saving  # such an iteration waits for the device and for the other processes
                 broken, interrupted = votes.cast(watch.broken(wait=waits) is not None, bool(stop.signal), at_once=waits)
-                if interrupted and not waits:  # what is about to be saved must be good
+                if interrupted and not waits:
+                    # A checkpoint is about to be written: find out first whether the last losses were finite.
                     late, _ = votes.cast(watch.broken(wait=True) is not None, False, at_once=True)
                     broken |= late
                 if broken:
                     iteration, names = watch.broken(wait=True) or (iteration, ["of another process"])
                     raise Diverged(
-                        f"stage {stage.name}, iteration {iteration}: loss {', '.join(names)} is not finite; the last good"
-                        " checkpoint is kept: resume with lower learning rates or --precision fp32"
+                        f"stage {stage.name}, iteration {iteration}: loss {', '.join(names)} is not finite;"
+                        " the last good checkpoint is kept: resume with lower learning rates or --precision fp32"
                     )
                 if logging:
                     values = watch.latest()

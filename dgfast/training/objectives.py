@@ -1,8 +1,8 @@
 """What each update minimises, as modules whose parameters are exactly the weights that learn from it.
 
-That is the form that data parallelism needs: it averages the gradients of a module's parameters over all processes. What
-a loss only asks for an opinion (D in the generator's update, the teacher) is kept in a tuple, where torch does not look
-for parameters. The losses themselves are pure functions in step.py and losses.py.
+That is the form that data parallelism needs: it averages the gradients of a module's parameters over all processes.
+Networks that a loss needs but that do not learn from it (D in the generator's update, the teacher) are kept in a tuple,
+where torch does not look for parameters. The losses themselves are pure functions in step.py and losses.py.
 """
 
 from torch import Tensor, nn

@@ -13,7 +13,9 @@ from dgfast.models.appearance import AppearanceEncoder
 
 
 class Schedule:
-    """All learning rates of an optimiser times 0.1 at each milestone: a pure function of the iteration, so it has no state.
+    """Multiplies all learning rates of an optimiser by 0.1 at each milestone.
+
+    The rates are a pure function of the iteration, so there is no state to save.
 
     Args:
         optimizer: its groups' rates at the time of the call are the first rates.
@@ -87,7 +89,8 @@ def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update({name: value for name, value in own.items() if name != "step"})  # apex counts its steps there
+        # apex counts its steps in the group, and that count belongs to the momenta.
+        group.update({name: value for name, value in own.items() if name != "step"})
 
 
 def has_apex() -> bool:

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from dgfast.files import write_text
 from dgfast.run_directory import METRICS, TENSORBOARD
 
-SHOWN = ("g/total", "g/image", "g/identity", "g/primary", "d/total", "loss", "accuracy", "images_per_s")  # in the bar
+# What the progress bar shows of the numbers.
+SHOWN = ("g/total", "g/image", "g/identity", "g/primary", "d/total", "loss", "accuracy", "images_per_s")
 
 
 class StageLog:
@@ -89,7 +90,7 @@ def _drop_lines(metrics: Path, stage: str, start: int) -> None:
     for line in metrics.read_text().splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # the line that a kill cut short
+        except json.JSONDecodeError:  # the last line, if the process was killed while it wrote
             continue
         if entry["stage"] != stage or entry["iteration"] < start:
             kept.append(line)

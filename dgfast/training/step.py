@@ -134,7 +134,7 @@ def discriminator_losses(networks: DGNet, batch: PairBatch, made: Translation, w
     real_maps = networks.discriminator(images)
     fakes = torch.cat([made.a.swapped, made.b.swapped]).detach().to(images.dtype)
     fake_maps = networks.discriminator(fakes)
-    # One batch holds both streams: the mean over it is half the sum of the two means.
+    # One batch holds both streams, so the mean over it is half the sum of the two streams' means.
     real, fake = 2 * losses.real(real_maps), 2 * losses.fake(fake_maps)
     r1 = 2 * losses.gradient_penalty(real_maps, images) if weights.r1 else real.new_zeros(())
     return {"real": real, "fake": fake, "r1": r1, "total": real + fake + weights.r1 * r1}
@@ -212,7 +212,7 @@ def generator_losses(
 
     # --- It must look real (equation 5): D's weights take no gradient here
     maps = frozen(networks.discriminator)(torch.cat([x_ba, x_ab]))
-    adversarial = 2 * 2 * losses.real(maps)  # two streams in one mean, and the reference's factor 2
+    adversarial = 2 * 2 * losses.real(maps)  # one 2 for two streams in one mean, the other is the reference's
 
     # --- Discriminative module on real images, randomly erased (section 3.2)
     erased = (batch.a.erased, batch.b.erased, batch.a.positive_erased, batch.b.positive_erased)
@@ -227,7 +227,8 @@ def generator_losses(
     soft: dict[str, Any] = {}
     primary = fine = identity.new_zeros(())
     if weights.teacher:
-        with untracked(learned):  # at test E_a meets real images: its running statistics are theirs alone
+        # In a test E_a meets real images only, so generated ones do not enter its running statistics.
+        with untracked(learned):
             student_a, student_b = each(learned, (x_ba.detach(), x_ab.detach()), joint_statistics)
         said = torch.cat(teach(teacher, (x_ba, x_ab), batch_statistics, joint_statistics), 1)
         soft["student_logits"] = torch.cat([student_a.prim_logits, student_b.prim_logits])
@@ -235,11 +236,11 @@ def generator_losses(
             soft["teacher_logits"] = said
         else:
             soft["labels"] = losses.label(label_style, said, torch.cat([y_a, y_b]), torch.cat([y_b, y_a]))
-        # fine-grained features are those of the body, not of the clothes: hair, hat, bag, build
+        # Fine-grained features are those of the body, not of the clothes (hair, hat, bag, build): the label is the
+        # identity that gave the structure.
         fine = losses.cross_entropy(student_a.fine_logits, y_b) + losses.cross_entropy(student_b.fine_logits, y_a)
 
-    # --- The sum (equation 13). The divergence is a mean over both streams together: half of what the two means add up
-    # to.
+    # --- The sum (equation 13). The divergence is a mean over both streams together: half the sum of their two means.
     l1_kl, terms = l1_kl_loss(
         [pair for _, pairs in l1.values() for pair in pairs],
         [weight for weight, pairs in l1.values() for _ in pairs],
@@ -291,8 +292,8 @@ def teach(
 def each(network: Callable[[Tensor], Output], streams: Sequence[Tensor], joint: bool) -> list[Output]:
     """The network's output for each stream of images.
 
-    One by one, as the reference does, BatchNorm normalises each stream by its own statistics. Joint, all streams pass as
-    one batch and share theirs. Without BatchNorm in training mode the two are equal.
+    One by one, as the reference does, BatchNorm normalises each stream by its own statistics. Joint, all streams pass
+    as one batch and share theirs. Without BatchNorm in training mode the two are equal.
 
     Args:
         network: images [N, 3, H, W] -> a NamedTuple of tensors whose first size is N.
