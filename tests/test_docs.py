@@ -59,6 +59,7 @@ OTHER_PROGRAMS = {
 
 # Texts that are known to be wrong and lie in files that others are changing: check -> files. To be emptied.
 TO_MEND: dict[str, set[str]] = {
+    "paths": {"pyproject.toml"},
     "lines": {".ci/run", "docs/kernels.md"},
     "sections": {"dgfast/config.py", "dgfast/training/optimizers.py"},
 }
@@ -97,10 +98,14 @@ def repository_files() -> list[str]:
 
 
 def prose_of_python(source: str, file: str) -> Iterator[Text]:
-    """Docstrings, strings below fields, and comments."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            yield Text(file, node.lineno, node.value.value)
+    """Docstrings, strings below fields, comments, and other strings that send people to docs/."""
+    nodes = list(ast.walk(ast.parse(source)))
+    texts = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            sends = not file.startswith("tests/") and re.search(r"\bdocs/\w", node.value)  # tests hold made-up texts
+            if id(node) in texts or sends:
+                yield Text(file, node.lineno, node.value)
     block: list[tokenize.TokenInfo] = []  # comments in a row are one text, so that a sentence may be wrapped
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -123,6 +128,9 @@ def prose_of_cpp(source: str, file: str) -> Iterator[Text]:
         yield Text(file, source.count("\n", 0, match.start()) + 1, words)
 
 
+_HASH = re.compile(r"(?:^|\s)#+ (.*)")  # a comment of TOML, CMake and the shell
+
+
 def prose_of(file: str, source: str) -> list[Text]:
     """The prose of a file, by its kind."""
     if file == "CHANGELOG.md":  # the first column of its tables names what was
@@ -131,7 +139,9 @@ def prose_of(file: str, source: str) -> list[Text]:
         return [Text(file, 1, source)]
     if file.endswith(".py"):
         return list(prose_of_python(source, file))
-    return list(prose_of_cpp(source, file)) if file.endswith(CODE_SUFFIXES) else []
+    if file.endswith(CODE_SUFFIXES):
+        return list(prose_of_cpp(source, file))
+    return [Text(file, n, match[1]) for n, line in enumerate(source.split("\n"), 1) if (match := _HASH.search(line))]
 
 
 def place(text: Text, position: int) -> int:
@@ -351,6 +361,21 @@ def broken_names(texts: Iterable[Text], code: Code) -> list[Problem]:
     return problems
 
 
+def broken_rows(table: Text, sources: dict[str, str]) -> list[Problem]:
+    """Rows of step, file, function whose function does not occur in the file."""
+    problems = []
+    for number, line in enumerate(table.words.split("\n"), start=1):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        named = re.findall(r"`([^`]+)`", " ".join(cells[1:]))
+        file_of = {w: f for w in named for f in (w, f"dgfast/{w}") if f in sources}
+        if len(cells) == 3 and file_of:
+            text = "\n".join(sources[file] for file in file_of.values())
+            words = [word for word in named if word not in file_of and re.fullmatch(r"[\w.]+", word)]
+            names = [part for word in words for part in word.split(".")]
+            problems += [Problem(table.file, number, n) for n in names if not re.search(rf"\b{n}\b", text)]
+    return problems
+
+
 # --- Flags
 
 _FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
@@ -450,6 +475,11 @@ def test_names_exist():
     report("names", broken_names(PROSE, code))
 
 
+def test_the_map_names_what_the_files_hold():
+    (table,) = (text for text in PROSE if text.file == "docs/architecture.md")
+    report("rows", broken_rows(table, SOURCES))
+
+
 def test_flags_exist():
     flags = flags_of({file: source for file, source in PYTHON.items() if not file.startswith("tests/")})
     assert {"--batch-size", "--no-start-from-teacher", "--lambda", "--benchmark", "--size"} <= flags
@@ -523,6 +553,13 @@ def test_names_that_do_not_exist_are_found(words, wrong):
     assert sorted(problem.found for problem in broken_names(md(words), code)) == wrong
 
 
+def test_rows_whose_file_lacks_the_function_are_found():
+    words = "| step | file | function |\n|---|---|---|\n"
+    words += "| one | `step.py` | `translate` |\n| two | `step.py` | `gone`, `Net.gone_too` |\n| three | torch | |\n"
+    found = broken_rows(*md(words), {"dgfast/step.py": MADE_UP["dgfast/step.py"]})
+    assert [(problem.line, problem.found) for problem in found] == [(4, "gone"), (4, "gone_too")]
+
+
 def test_flags_that_no_command_has_are_found():
     source = (
         "class Command:\n    config: MadeUpConfig\n    batch_size: int = 1\n    mirror: bool = True\n"
@@ -574,5 +611,8 @@ def test_prose_is_read_from_docstrings_fields_and_comments():
     assert texts == {(1, "Module."), (2, "one\ntwo"), (6, "Class."), (8, "Field.")}
     texts = prose_of("a.hpp", "int x;  // one\n        // two\nint y; /* three */\n")
     assert [(text.line, text.words.split()) for text in texts] == [(1, ["one", "two"]), (3, ["/*", "three", "*/"])]
+    texts = prose_of("dgfast/a.py", 'print(f"see docs/gone.md {x}", "no prose")  # three\n')
+    assert [text.words for text in texts] == ["see docs/gone.md ", "three"]
+    assert [text.words for text in prose_of("a.toml", "a = 1  # one\nb = '#2'\n# two\n")] == ["one", "two"]
     problems = broken_paths(prose_of("a.py", 'x = 1\n\n"""First line.\n\nSee `gone.md`.\n"""\n'), Repository([]))
     assert problems == [Problem("a.py", 5, "gone.md")]
