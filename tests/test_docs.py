@@ -362,9 +362,9 @@ def _members(node: ast.ClassDef) -> set[str]:
             found.add(inner.name)
         elif isinstance(inner, (ast.Assign, ast.AnnAssign)):
             targets = inner.targets if isinstance(inner, ast.Assign) else [inner.target]
-            for target in (part for target in targets for part in ast.walk(target)):
-                if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self":
-                    found.add(target.attr)
+            for part in (part for target in targets for part in ast.walk(target)):
+                if isinstance(part, ast.Attribute) and ast.unparse(part.value) == "self":
+                    found.add(part.attr)
     for inner in node.body:
         if isinstance(inner, (ast.Assign, ast.AnnAssign)):
             found |= _targets(inner)
