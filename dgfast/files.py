@@ -31,6 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield partial
+        for inside in sorted(partial.rglob("*")):
+            _flush(inside)
         _flush(partial)  # the rename must not reach the disk before the content
         os.replace(partial, path)
         _flush(path.parent)

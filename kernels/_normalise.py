@@ -39,7 +39,11 @@ from .border import reflect
 
 
 def wide(x: Tensor) -> Tensor:
-    """Return x in the precision of the statistics: fp64 stays, all else becomes fp32."""
+    """Return a tensor in the precision of the statistics: fp64 stays, all else becomes fp32.
+
+    Args:
+        x: of any float format.
+    """
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -526,7 +530,14 @@ def unsuitable(x: Tensor, pad: int) -> str | None:
 
 
 def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
-    """Start a kernel; every launch passes here, so that the tests can count them."""
+    """Start a kernel. Every launch passes here, so that the tests can count them.
+
+    Args:
+        kernel: a jitted function.
+        programs: size of the grid, which has one axis.
+        args: the kernel's arguments.
+        constants: its compile-time constants, and Triton's own (num_warps and the like).
+    """
     kernel[(programs,)](*args, **constants)
 
 

@@ -28,7 +28,17 @@ from ._normalise import finish, normalise, unsuitable, wide
 def adain_eager(
     x: Tensor, scale: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, slope: float, pad: int
 ) -> Tensor:
-    """Compute the formula in PyTorch operations: the CPU's path and the oracle of the tests; arguments as `adain`'s."""
+    """Compute the formula in PyTorch operations: the CPU's path and the oracle of the tests.
+
+    Args:
+        x: [N, C, H, W]; like the others as `adain` takes it.
+        scale: [N, C].
+        bias: [N, C].
+        residual: [N, C, H, W], added after the activation.
+        eps: added to the variance.
+        slope: of LeakyReLU; 1: none.
+        pad: width of the reflected border, pixels.
+    """
     n, c = x.shape[:2]
     values = wide(x)
     weight = None if scale is None else scale.to(values.dtype).reshape(-1)

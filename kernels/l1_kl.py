@@ -65,7 +65,15 @@ def l1_kl_eager(
 ) -> tuple[Tensor, Tensor]:
     """Compute the formulas in PyTorch operations, in fp32, or in fp64 if any input is fp64.
 
-    This is the CPU's path, the oracle of the tests and the baseline of the benchmark; arguments as in `l1_kl_loss`.
+    This is the CPU's path, the oracle of the tests and the baseline of the benchmark.
+
+    Args:
+        pairs: (found, wanted), of equal shapes; like the others as `l1_kl_loss` takes it.
+        weights: of the pairs.
+        student_logits: [N, K].
+        teacher_logits: [V, N, K].
+        labels: [N, K], in place of teacher_logits.
+        kl_weight: of the divergence.
     """
     inputs = [x for pair in pairs for x in pair] + [
         x for x in (student_logits, teacher_logits, labels) if x is not None

@@ -24,8 +24,16 @@ from ._normalise import finish, normalise, unsuitable, wide
 
 
 def layer_norm_eager(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, pad: int) -> Tensor:
-    """Compute the formula in PyTorch operations: the CPU's path and the oracle of the tests; arguments as
-    `layer_norm`'s."""
+    """Compute the formula in PyTorch operations: the CPU's path and the oracle of the tests.
+
+    Args:
+        x: [N, C, H, W]; like the others as `layer_norm` takes it.
+        gamma: [C].
+        beta: [C].
+        eps: added to the deviation.
+        slope: of LeakyReLU; 1: none.
+        pad: width of the reflected border, pixels.
+    """
     values = wide(x)
     var, mean = torch.var_mean(values, dim=(1, 2, 3), keepdim=True)
     # The root's slope at 0 is infinite. Below the clamp it is 0: a constant sample, as of an image of one colour, takes

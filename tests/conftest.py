@@ -15,15 +15,18 @@ GPU_TESTS = Path(__file__).parent / "gpu"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs from every run but `pytest tests/gpu`.
+    """Make the tests independent of where they run.
 
-    The other tests compare bits and count processes, which is done on the CPU; with a GPU in sight they would use it.
-    CUDA reads the variable once per process, so that a run either sees GPUs or does not.
+    GPUs are hidden from every run but `pytest tests/gpu`. The other tests compare bits and count processes, which is
+    done on the CPU; with a GPU in sight they would use it. CUDA reads the variable once per process, so that a run
+    either sees GPUs or does not.
+
+    Ctrl-C raises KeyboardInterrupt, also where the tests were started with SIGINT ignored, as shells start jobs in the
+    background.
     """
     asked = [Path(word.split("::")[0]).resolve() for word in config.args]
     if not all(path.is_relative_to(GPU_TESTS) for path in asked):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # A shell starts background jobs with SIGINT ignored, and so would be every process that a test starts.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -20,7 +20,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("launcher", [[], ["torch.distributed.run", "-m"]])
+@pytest.mark.parametrize("launcher", [[], ["torch.distributed.run", "--standalone", "-m"]])
 def test_wrong_root_is_one_line_and_status_2(launcher):
     done = run("-m", *launcher, "dgfast.train", "--preset", "market1501", "--data-root", "/nowhere")
     assert done.returncode == 2, done.stderr

@@ -499,7 +499,7 @@ def test_available_memory_is_what_the_system_and_the_container_leave(monkeypatch
     assert reranking.available_bytes(torch.device("cpu")) > 2**20
 
 
-def test_interrupt_is_heard(monkeypatch, small_tiles, ctrl_c):
+def test_interrupt_is_heard(monkeypatch, small_tiles):
     q, g = people(14, 20, 400, 16)
     calls = 0
 

@@ -90,7 +90,7 @@ def test_wrong_files_are_named(files):
         call(folder)
 
 
-def test_interrupt_leaves_nothing(files, monkeypatch, ctrl_c):
+def test_interrupt_leaves_nothing(files, monkeypatch):
     monkeypatch.setattr(CpuBackend, "jaccard", lambda *arguments: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         call(files[0])

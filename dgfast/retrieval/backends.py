@@ -203,7 +203,14 @@ class _ExtensionBackend(_Backend):
         self._run("nearest_block", values, row, column, norms, self._lists(lists), symmetric)
 
     def distances_block(self, values: Tensor, row: int, column: int, norms: Tensor) -> None:
-        """Turn a block of products into squared distances; the arguments are those of `nearest_block`."""
+        """Make squared distances of a block of products, in place.
+
+        Args:
+            values: [rows, columns] fp32, products of features.
+            row: the image of the first row.
+            column: the image of the first column.
+            norms: [N] fp32, squared norms of all images.
+        """
         self._run("distances_block", values, row, column, norms)
 
     def weights(

@@ -115,7 +115,19 @@ def evaluation_batches(
     workers: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, int]]:
-    """The batches of `choose.evaluation_batches`, made by DALI with `workers` threads on the CPU, at least one."""
+    """What `choose.evaluation_batches` promises, by DALI, with threads on the CPU.
+
+    Args:
+        records: the images.
+        image_size: (height, width), pixels.
+        batch: images of a batch, N.
+        workers: threads; at least one is used.
+        device: where batches are delivered.
+    Yields:
+        (images, start): [N, 3, H, W] float32, and the place of the first image in `records`.
+    Raises:
+        UserError: a file cannot be read.
+    """
     if not records:
         return
     device = torch.device(device)

@@ -63,7 +63,19 @@ def evaluation_batches(
     workers: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, int]]:
-    """The batches of `choose.evaluation_batches`, made by Pillow in `workers` processes or, with 0, in this one."""
+    """What `choose.evaluation_batches` promises, by Pillow, in processes of a DataLoader.
+
+    Args:
+        records: the images.
+        image_size: (height, width), pixels.
+        batch: images of a batch, N.
+        workers: processes; 0: in this one.
+        device: where batches are delivered.
+    Yields:
+        (images, start): [N, 3, H, W] float32, and the place of the first image in `records`.
+    Raises:
+        UserError: a file cannot be read.
+    """
     batches = _EvaluationBatches([record.path for record in records], image_size, batch)
     for number, raw in enumerate(_data_loader(batches, workers, _EVALUATION_PREFETCH)):
         if isinstance(raw, UserError):
