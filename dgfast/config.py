@@ -70,7 +70,7 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the networks (method, section 1)."""
+    """Sizes of the networks (docs/method.md, section 1)."""
 
     backbone: str = "resnet50"
     """Re-ID backbone of E_a and the teacher: resnet50, or small16, small32 for small images and CPUs."""
@@ -100,7 +100,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the objective (method, section 2; paper, equation 13)."""
+    """Weights of the objective (docs/method.md, section 2; paper, equation 10)."""
 
     image_weight: float = 5.0
     """Reconstruction of the image from its own codes."""
@@ -141,7 +141,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimisers and schedules (method, section 2)."""
+    """Optimisers and schedules (docs/method.md, section 2)."""
 
     iterations: int = 100_000
     """Iterations of the DG-Net stage."""
@@ -233,7 +233,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Test protocol (method, section 3)."""
+    """Test protocol (docs/method.md, section 3)."""
 
     alpha: float = 0.5
     """Weight of the fine-grained half of the feature."""

@@ -8,7 +8,7 @@
     d total / d prediction_i   = weight_i / size_i * sign(prediction_i - target_i)       (0 where they are equal)
     d total / d student_logits = kl_weight / N * (softmax(student_logits) sum_k label - label)
 
-Source: DG-Net (CVPR 2019): reconstructions, equations 1, 2 and 4; the soft label's divergence, equations 6 and 7.
+Source: DG-Net (CVPR 2019): reconstructions, equations 1, 2, 4 and 5; the soft label's divergence, 8.
 
 The incoming gradient of a scalar is one number. So the pass that reads the inputs can write the gradients as if that
 number were 1, and nothing is read twice. The backward pass multiplies them in place by the incoming gradient. A program

@@ -181,6 +181,11 @@ def test_folder_names_that_are_the_same_number_stay_apart(tmp_path, load):
     assert load(put(tmp_path / "mine", "1/a.jpg", "01/b.jpg")).num_classes == 2
 
 
+def test_splits_without_identity_folders_are_not_taken_for_identities(tmp_path, load):
+    with pytest.raises(UserError, match="gallery, query, train hold images, but no folders"):
+        load(put(tmp_path / "mine", "train/a.jpg", "query/b.jpg", "gallery/c.jpg"))
+
+
 def test_folder_with_query_but_no_gallery(tmp_path, load):
     with pytest.raises(UserError, match="no gallery"):
         load(put(tmp_path / "mine", "train/0/a.jpg", "query/5/c.jpg"))

@@ -1,4 +1,4 @@
-"""D, the discriminator: patch maps of an image at several scales (CVPR 2019, section 3.1, equation 5)."""
+"""D, the discriminator: patch maps of an image at several scales (CVPR 2019, section 3.1, equation 7)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -22,7 +22,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         scalar, fp32.
     Source:
-        paper, equations 3 and 7.
+        paper, equations 3, 6 and 9.
     """
     return F.cross_entropy(logits.float(), labels)
 
@@ -35,7 +35,7 @@ def real(maps: list[Tensor]) -> Tensor:
     Returns:
         scalar, fp32.
     Source:
-        paper, equation 5, in the least-squares form (Mao et al., ICCV 2017).
+        paper, equation 7, in the least-squares form (Mao et al., ICCV 2017).
     """
     return reduce(add, [(m.float() - 1).square().mean() for m in maps])
 
@@ -48,7 +48,7 @@ def fake(maps: list[Tensor]) -> Tensor:
     Returns:
         scalar, fp32.
     Source:
-        paper, equation 5, in the least-squares form.
+        paper, equation 7, in the least-squares form.
     """
     return reduce(add, [m.float().square().mean() for m in maps])
 
@@ -86,7 +86,7 @@ def label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structu
     Raises:
         ValueError: there is no such style.
     Source:
-        paper, section 3.2, equation 6; the alternatives are those of its ablation.
+        paper, section 3.2, the q of equation 8; the alternatives are those of its ablation.
     """
     probabilities = teacher_logits.detach().float().softmax(-1).mean(0)
     # Comparing builds a one-hot row without looking at its values on the host, as F.one_hot does on a CPU.

@@ -1,4 +1,4 @@
-"""The three optimisers and their schedules (method, section 2)."""
+"""The three optimisers and their schedules (docs/method.md, section 2)."""
 
 import importlib.util
 from collections.abc import Iterable, Sequence

@@ -33,13 +33,13 @@ class Weights:
     image: float  # own codes (equation 1)
     positive: float  # another image of the identity (equation 2)
     appearance_code: float  # equation 4
-    structure_code: float  # equation 4
+    structure_code: float  # equation 5
     cycle: float  # both reconstructed codes
-    identity: float  # real images (equation 7)
+    identity: float  # real images (equation 3)
     positive_identity: float  # their positives
-    generated_identity: float  # generated images (equation 3)
-    adversarial: float  # D's judgement (equation 5)
-    teacher: float  # primary and fine-grained learning (equations 6 and 8)
+    generated_identity: float  # generated images (equation 6)
+    adversarial: float  # D's judgement (equation 7)
+    teacher: float  # primary and fine-grained learning (equations 8 and 9)
     fine: float  # share of the fine-grained head
     r1: float  # penalty on D's gradient
 
@@ -128,7 +128,7 @@ def discriminator_losses(networks: DGNet, batch: PairBatch, made: Translation, w
     Returns:
         scalars: real, fake, r1 (before its weight), total; both streams summed.
     Source:
-        paper, section 3.1, equation 5.
+        paper, section 3.1, equation 7.
     """
     images = torch.cat([batch.a.image, batch.b.image]).requires_grad_()
     real_maps = networks.discriminator(images)
@@ -165,13 +165,13 @@ def generator_losses(
             and the gradient reaches the images. The caller draws it with probability 0.5.
         label_style: label of generated images for the primary head.
         appearance_code_gradient: False: codes are detached wherever E_a makes them (reference). True: the
-            reconstruction of the appearance code reaches the generator (paper, equation 2).
+            reconstruction of the appearance code reaches the generator (paper, equation 4).
         batch_statistics: whether the frozen views and the teacher normalise by the batch or by running statistics.
         joint_statistics: whether BatchNorm sees both streams together; see `each`.
     Returns:
         scalars, each before its weight and summed over both streams, and their weighted "total".
     Source:
-        paper, section 3; the weighted sum is equation 13.
+        paper, section 3; the weighted sum is equation 10.
     """
     a, b = made
     x_ba, x_ab = a.swapped, b.swapped
@@ -190,7 +190,7 @@ def generator_losses(
         ((a.reconstructed_positive, batch.a.image), (b.reconstructed_positive, batch.b.image)),
     )
 
-    # --- Cross-identity generation: both codes must be found again in the generated image (equation 4)
+    # --- Cross-identity generation: both codes must be found again in the generated image (equations 4 and 5)
     again_a, again_b = each(judge, (x_ba, x_ab), joint_statistics)
     f_a, f_b = again_a.code, again_b.code
     if not appearance_code_gradient:
@@ -207,14 +207,14 @@ def generator_losses(
     cycled_a, cycled_b = networks.decoder(torch.cat([s_a, s_b]), torch.cat([f_a, f_b])).chunk(2)
     l1["cycle"] = weights.cycle, ((cycled_a, batch.a.image), (cycled_b, batch.b.image))
 
-    # --- The generated image must carry the identity of its clothes (equation 3)
+    # --- The generated image must carry the identity of its clothes (equation 6)
     generated_identity = losses.cross_entropy(again_a.prim_logits, y_a) + losses.cross_entropy(again_b.prim_logits, y_b)
 
-    # --- It must look real (equation 5): D's weights take no gradient here
+    # --- It must look real (equation 7): D's weights take no gradient here
     maps = frozen(networks.discriminator)(torch.cat([x_ba, x_ab]))
     adversarial = 2 * 2 * losses.real(maps)  # one 2 for two streams in one mean, the other is the reference's
 
-    # --- Discriminative module on real images, randomly erased (section 3.2)
+    # --- Discriminative module on real images, randomly erased (section 3.2, equation 3)
     erased = (batch.a.erased, batch.b.erased, batch.a.positive_erased, batch.b.positive_erased)
     real_a, real_b, positive_a, positive_b = each(learned, erased, joint_statistics)
     identity = losses.cross_entropy(real_a.prim_logits, y_a) + losses.cross_entropy(real_b.prim_logits, y_b)
@@ -223,7 +223,7 @@ def generator_losses(
     positive_identity = losses.cross_entropy(positive_a.prim_logits, y_a)
     positive_identity = positive_identity + losses.cross_entropy(positive_b.prim_logits, y_b)
 
-    # --- Primary and fine-grained learning on generated images (equations 6 to 8): the images are data here, E_a learns
+    # --- Primary and fine-grained learning on generated images (equations 8 and 9): they are data here, E_a learns
     soft: dict[str, Any] = {}
     primary = fine = identity.new_zeros(())
     if weights.teacher:
@@ -240,7 +240,7 @@ def generator_losses(
         # identity that gave the structure.
         fine = losses.cross_entropy(student_a.fine_logits, y_b) + losses.cross_entropy(student_b.fine_logits, y_a)
 
-    # --- The sum (equation 13). The divergence is a mean over both streams together: half the sum of their two means.
+    # --- The sum (equation 10). The divergence is a mean over both streams together: half the sum of their two means.
     l1_kl, terms = l1_kl_loss(
         [pair for _, pairs in l1.values() for pair in pairs],
         [weight for weight, pairs in l1.values() for _ in pairs],
