@@ -225,8 +225,8 @@ def _read_folder(root: Path, splits: Collection[str], variant: Variant) -> Layou
         present = {"train": root}
         if (names := {path.name for path in _identity_folders(root)}) and names <= set(_FOLDER_SPLITS):
             raise UserError(
-                f"{root}: {_some(sorted(names))} hold images, but no folders; expected one folder of images per identity"
-                " in each; sort the images into such folders"
+                f"{root}: {_some(sorted(names))} hold images, but no folders; expected one folder of images per"
+                " identity in each; sort the images into such folders"
             )
     if "train" in splits and "train" in present and not {"query", "gallery"} & present.keys():
         # Training images alone suffice to train. If query and gallery alone are asked for, their absence is an error.
