@@ -1,11 +1,15 @@
 """Adaptive instance normalisation, and all else that stands between two convolutions, as one operation.
 
-Over each plane of H x W pixels, with x [N, C, H, W] and scale and bias [N, C]:
+Over each plane of H x W pixels, with x [N, C, H, W]:
 
     mean, var = mean and biased variance of x[n, c]
-    y = scale[n, c] * (x - mean) / sqrt(var + eps) + bias[n, c]          (no scale and bias: plain instance norm)
+    y = scale[n, c, h] * (x - mean) / sqrt(var + eps) + bias[n, c, h]    (no scale and bias: plain instance norm)
     y = y if y > 0 else slope * y                                        (slope 1: no activation)
     out = reflect(y + residual, pad)                                     [N, C, H + 2 pad, W + 2 pad]
+
+Scale and bias are given as [N, C], the same in every row h. Or they are given as [N, S, C], one pair for each of S
+horizontal stripes from top to bottom; then each row takes the mean of the two stripes whose centres are next to it,
+weighted by how near they are (above the first centre and below the last: that stripe's).
 
 The next convolution reads the border of `pad` reflected pixels, so nothing pads in between.
 
@@ -16,6 +20,7 @@ Here are the eager reference and the public function. The kernels, and what is k
 in `_normalise.py`, shared with `layer_norm.py`.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,26 +37,42 @@ def adain_eager(
 
     Args:
         x: [N, C, H, W]; like the others as `adain` takes it.
-        scale: [N, C].
-        bias: [N, C].
+        scale: [N, C] or [N, S, C].
+        bias: as scale.
         residual: [N, C, H, W], added after the activation.
         eps: added to the variance.
         slope: of LeakyReLU; 1: none.
         pad: width of the reflected border, pixels.
     """
-    n, c = x.shape[:2]
+    n, c, height = x.shape[:3]
     values = wide(x)
-    weight = None if scale is None else scale.to(values.dtype).reshape(-1)
-    shift = None if bias is None else bias.to(values.dtype).reshape(-1)
+    weight = shift = None
+    if scale is not None and bias is not None and scale.ndim == 2:
+        weight, shift = scale.to(values.dtype).reshape(-1), bias.to(values.dtype).reshape(-1)
     # Every plane becomes a channel of one batch of size 1: instance norm with a scale and a bias for each plane. A
     # single sample is such a batch already, and must not be reshaped: the strides that it would get lead torch 2.11's
     # CPU backward astray.
     planes = values if n == 1 else values.reshape(1, n * c, *x.shape[2:])
     y = F.batch_norm(planes, None, None, weight, shift, training=True, eps=eps)
-    return finish(y if n == 1 else y.view(x.shape), x.dtype, residual, slope, pad)
+    y = y if n == 1 else y.view(x.shape)
+    if scale is not None and bias is not None and scale.ndim == 3:
+        y = torch.addcmul(_in_rows(bias.to(values.dtype), height), y, _in_rows(scale.to(values.dtype), height))
+    return finish(y, x.dtype, residual, slope, pad)
+
+
+def _in_rows(stripes: Tensor, height: int) -> Tensor:
+    """Interpolate [N, S, C] between the stripes' centres: [N, C, height, 1].
+
+    torch's linear interpolation, written as the bilinear one of an image one pixel wide, because on a GPU only that one
+    has a gradient that adds up in a fixed order when torch is told to be deterministic.
+    """
+    image = stripes.transpose(1, 2).unsqueeze(3)
+    return F.interpolate(image, size=(height, 1), mode="bilinear", align_corners=False)
 
 
 # ---------------------------------------------------------------- public function
+
+_MOST_STRIPES = 64
 
 
 def adain(
@@ -71,8 +92,10 @@ def adain(
         x: [N, C, H, W], any floating dtype; statistics are fp32 (fp64 for fp64). Best channels-last or the inside of a
             channels-last tensor, `padded[..., 1:-1, 1:-1]`; the kernels' other layouts are converted first and counted
             in `fallbacks`.
-        scale: [N, C], or None together with bias: plain instance norm.
-        bias: [N, C], or None together with scale.
+        scale: [N, C]; or [N, S, C], one row for each of S horizontal stripes (1 to 64) from top to bottom, interpolated
+            along the height as `torch.nn.functional.interpolate(scale.transpose(1, 2), size=H, mode="linear",
+            align_corners=False)` does; or None: plain instance norm.
+        bias: of the same shape as scale, and None together with it.
         eps: added to the variance.
         slope: LeakyReLU's slope for negative values; 1.0 means no activation.
         residual: [N, C, H, W], added after the activation; layouts as x.
@@ -84,17 +107,36 @@ def adain(
         [N, C, H + 2 pad, W + 2 pad] in x's dtype; channels-last from Triton.
 
     Raises:
-        ValueError: scale without bias or the reverse; shapes that do not fit; an unknown impl, or "triton" where it
-            does not apply.
+        ValueError: scale without bias or the reverse; shapes that do not fit; more than 64 stripes; an unknown impl, or
+            "triton" where it does not apply.
     """
     if (scale is None) != (bias is None):
         raise ValueError("adain takes scale and bias together, found one of them")
-    for name, value in (("scale", scale), ("bias", bias)):
-        if value is not None and value.shape != x.shape[:2]:
-            raise ValueError(f"adain: {name} has shape {tuple(value.shape)}, expected [N, C] = {tuple(x.shape[:2])}")
+    if scale is not None and bias is not None:
+        _check_rows(x, scale, bias)
+        if scale.ndim == 3 and scale.shape[1] == 1:
+            scale, bias = scale[:, 0], bias[:, 0]  # one stripe is the whole plane
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"adain: residual has shape {tuple(residual.shape)}, expected x's {tuple(x.shape)}")
     tensors = [t for t in (x, scale, bias, residual) if t is not None]
-    if takes_triton("adain", impl, tensors, unsuitable(x, pad)):
+    reason = "scale and bias in stripes" if scale is not None and scale.ndim == 3 else None
+    if takes_triton("adain", impl, tensors, unsuitable(x, pad) or reason):
         return normalise(x, scale, bias, residual, eps, slope, pad, False)[0]
     return adain_eager(x, scale, bias, residual, eps, slope, pad)
+
+
+def _check_rows(x: Tensor, scale: Tensor, bias: Tensor) -> None:
+    """Raise ValueError unless scale and bias fit x."""
+    n, c = x.shape[:2]
+    for name, value in (("scale", scale), ("bias", bias)):
+        if value.ndim not in (2, 3) or (value.shape[0], value.shape[-1]) != (n, c):
+            raise ValueError(
+                f"adain: {name} has shape {tuple(value.shape)}, expected [N, C] = {(n, c)}"
+                f" or [N, stripes, C] = ({n}, stripes, {c})"
+            )
+    if scale.shape != bias.shape:
+        raise ValueError(
+            f"adain: bias has shape {tuple(bias.shape)}, expected the shape of scale, {tuple(scale.shape)}"
+        )
+    if scale.ndim == 3 and not 1 <= scale.shape[1] <= _MOST_STRIPES:
+        raise ValueError(f"adain: scale and bias have {scale.shape[1]} stripes, expected 1 to {_MOST_STRIPES}")

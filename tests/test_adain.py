@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from dgfast.kernels import adain, fallbacks, layer_norm
 from dgfast.kernels._dispatch import FLOATS, obstacle
 from dgfast.kernels._normalise import unsuitable
@@ -39,8 +40,8 @@ def test_the_reference_of_adain(dtype, pad, injected):
     y = (y - y.mean((2, 3), keepdim=True)) / (y.var((2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
     if injected:
         y = y * scale.double()[..., None, None] + bias.double()[..., None, None]
-    y = torch.nn.functional.leaky_relu(y, 0.2) + residual.double()
-    y = torch.nn.functional.pad(y, (pad,) * 4, mode="reflect") if pad else y
+    y = F.leaky_relu(y, 0.2) + residual.double()
+    y = F.pad(y, (pad,) * 4, mode="reflect") if pad else y
     found = adain(x, scale, bias, slope=0.2, residual=residual, pad=pad)
     assert found.dtype == dtype
     torch.testing.assert_close(
@@ -49,6 +50,64 @@ def test_the_reference_of_adain(dtype, pad, injected):
         rtol=2e-2 if dtype == torch.bfloat16 else 1e-4,
         atol=1e-2 if dtype == torch.bfloat16 else 1e-4,
     )
+
+
+def rows_of(stripes, height):
+    """[N, S, C] -> [N, C, height, 1] by the formula, row by row: the oracle of the interpolation."""
+    n, s, c = stripes.shape
+    rows = []
+    for h in range(height):
+        place = min(max((h + 0.5) * s / height - 0.5, 0.0), s - 1.0)  # in stripes; 0 is the centre of the first
+        above = int(place)
+        below = min(above + 1, s - 1)
+        rows.append(stripes[:, above] * (above + 1 - place) + stripes[:, below] * (place - above))
+    return torch.stack(rows, 2).unsqueeze(3)
+
+
+@pytest.mark.parametrize("pad", [0, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "height", "stripes"), [(2, 7, 3), (2, 5, 8), (1, 16, 8), (1, 13, 64), (2, 9, 1)])
+def test_the_reference_of_adain_in_stripes(n, height, stripes, dtype, channels_last, pad):
+    """Output and gradients against the formula in fp64; heights odd, below S, and no multiple of S."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (n, 3, height, 5), (n, stripes, 3), (n, stripes, 3), (n, 3, height, 5)
+    x, scale, bias, residual = (torch.randn(shape, generator=generator) for shape in shapes)
+    inputs = [t.to(dtype) for t in (x * 0.1 + 5, scale, bias, residual)]
+    if channels_last:
+        inputs[0] = inputs[0].to(memory_format=torch.channels_last)
+        inputs[3] = inputs[3].to(memory_format=torch.channels_last)
+    inputs = [t.requires_grad_() for t in inputs]
+    x, scale, bias, residual = exact = [t.detach().double().requires_grad_() for t in inputs]
+    y = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+    y = F.leaky_relu(y * rows_of(scale, height) + rows_of(bias, height), 0.2) + residual
+    y = F.pad(y, (pad,) * 4, mode="reflect") if pad else y
+
+    found = adain(*inputs[:3], slope=0.2, residual=inputs[3], pad=pad)
+    assert found.dtype == dtype and found.shape == y.shape
+    upstream = torch.randn(y.shape, generator=generator).to(dtype)
+    gradients = torch.autograd.grad(found, inputs, upstream)
+    expected = torch.autograd.grad(y, exact, upstream.double())
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    for one, other, given in zip((found, *gradients), (y, *expected), (found, *inputs), strict=True):
+        assert one.dtype == given.dtype and one.shape == other.shape
+        assert (one.double() - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize(("height", "stripes"), [(64, 8), (17, 3), (3, 8), (1, 2), (200, 64)])
+def test_stripes_are_interpolated_as_torch_does(height, stripes):
+    """Of the pixels +1 and -1 instance norm makes the same again, so that the result shows the rows of both."""
+    scale, bias = torch.randn(2, 2, stripes, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.tensor([1.0, -1.0], dtype=torch.float64).expand(2, 4, height, 2)
+    out = adain(x, scale, bias, eps=1e-30)
+    rows = [F.interpolate(t.transpose(1, 2), size=height, mode="linear", align_corners=False) for t in (scale, bias)]
+    torch.testing.assert_close((out[..., 0] - out[..., 1]) / 2, rows[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((out[..., 0] + out[..., 1]) / 2, rows[1], rtol=1e-12, atol=1e-12)
+
+
+def test_one_stripe_is_the_whole_plane():
+    x, rows = torch.randn(2, 3, 7, 5), torch.randn(2, 2, 1, 3)
+    assert torch.equal(adain(x, *rows, slope=0.2, pad=1), adain(x, *rows[:, :, 0], slope=0.2, pad=1))
 
 
 def test_the_reference_of_layer_norm():
@@ -112,6 +171,15 @@ def test_wrong_arguments():
             adain(x, **one)
     with pytest.raises(ValueError, match=r"scale has shape \(3,\), expected \[N, C\] = \(2, 3\)"):
         adain(x, torch.ones(3), torch.ones(2, 3))
+    with pytest.raises(
+        ValueError, match=r"bias has shape \(2, 2, 4\), expected \[N, C\] = \(2, 3\) or \[N, stripes, C\]"
+    ):
+        adain(x, torch.ones(2, 2, 3), torch.ones(2, 2, 4))
+    with pytest.raises(ValueError, match=r"bias has shape \(2, 2, 3\), expected the shape of scale, \(2, 3\)"):
+        adain(x, torch.ones(2, 3), torch.ones(2, 2, 3))
+    for stripes in (0, 65):
+        with pytest.raises(ValueError, match=f"{stripes} stripes, expected 1 to 64"):
+            adain(x, torch.ones(2, stripes, 3), torch.ones(2, stripes, 3))
     with pytest.raises(ValueError, match="residual has shape"):
         adain(x, residual=torch.ones(2, 3, 4, 1))
     with pytest.raises(ValueError, match="gamma has shape"):
@@ -131,6 +199,8 @@ def test_the_eager_path_differentiates():
         return adain(x, scale, bias, slope=0.2, residual=added, pad=2)
 
     assert torch.autograd.gradcheck(run, (x, scale, bias, added))
+    stripes = (torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(run, (x, *stripes, added))
     assert torch.autograd.gradcheck(lambda *args: layer_norm(*args, slope=0.2, pad=1), (x, scale[0], bias[0]))
 
 
@@ -138,6 +208,9 @@ def test_the_eager_path_compiles_into_one_graph():
     x = torch.randn(2, 3, 4, 5)
     found = torch.compile(lambda x: adain(x, slope=0.2, pad=1), fullgraph=True, backend="eager")(x)
     torch.testing.assert_close(found, adain(x, slope=0.2, pad=1))
+    rows = torch.randn(2, 2, 3, 3)
+    found = torch.compile(lambda x: adain(x, *rows, slope=0.2, pad=1), fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(found, adain(x, *rows, slope=0.2, pad=1))
 
 
 def test_fake_tensors_keep_channels_last():
