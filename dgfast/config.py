@@ -14,6 +14,7 @@ from dgfast.errors import UserError
 
 LabelStyle = Literal["soft", "hard", "appearance", "uniform", "two-label"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Modulation = Literal["plane", "stripes"]
 DatasetName = Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "folder", "prepared"]
 Variant = Literal["labeled", "detected"]
 LoaderName = Literal["auto", "dali", "torchvision"]
@@ -46,6 +47,9 @@ class DataConfig:
     """DALI's threads on the CPU (at least one), or torchvision's processes (0: in the training process)."""
     prefetch: int = 2
     """Batches prepared ahead (torchvision: by each of its processes)."""
+    structure_jitter: float = 0.0
+    """Chance that E_s sees an image in other tones, in training. The image that is to be reconstructed keeps its own,
+    so that G has to ask the appearance code for them."""
     cache: CacheName = "ram"
     """ram: keep the image files in memory if half of what is free takes them; none: read them from disk again and
     again."""
@@ -88,6 +92,9 @@ class ModelConfig:
     """Residual blocks of E_s."""
     decoder_blocks: int = 4
     """Residual blocks of G; each takes its own part of the appearance code."""
+    modulation: Modulation = "plane"
+    """Where the appearance acts in G. plane: one scale and bias for a whole plane, the paper's. stripes: they follow
+    the stripe of the code at that height, and stripes are pooled by their mean."""
     style_hidden: int = 512
     """Width of the networks that turn a part of the code into scales and biases."""
     discriminator_width: int = 32
@@ -300,7 +307,7 @@ def check(config: Config) -> None:
     ):
         for name in names:
             _expect(getattr(group, name) >= 0, name, getattr(group, name), "at least 0")
-    for name in ("mirror_probability", "erase_probability"):
+    for name in ("mirror_probability", "erase_probability", "structure_jitter"):
         _expect(0 <= getattr(data, name) <= 1, name, getattr(data, name), "between 0 and 1")
     _expect(0 <= run.seed < 2**31, "seed", run.seed, "between 0 and 2147483647")
     fits = optim.batch_size % optim.accumulate == 0

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from dgfast.kernels import adain
 
 import dgfast
 from dgfast.errors import UserError
@@ -97,3 +98,42 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     with pytest.raises(UserError, match="tensors alone"):
         read_tensors(tmp_path / "bomb.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_stripes_act_at_their_height():
+    """A stripe of the code changes the picture near that stripe, and leaves what is far from it alone."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(MODEL, modulation="stripes", parts=8, decoder_blocks=1)
+    model = DGNet(config, 4).eval()
+    block = model.decoder.blocks[0]
+    code = torch.rand(1, model.appearance.code_length)
+    changed = code.clone().view(1, -1, 8)
+    changed[..., 0] += 1
+    padded = torch.randn(1, model.structure.channels, 34, 18)
+    with torch.no_grad():
+        before, after = (block(padded, c.view(1, -1, 8).transpose(1, 2), 0) for c in (code, changed))
+        assert model.decoder(padded[..., 1:-1, 1:-1], changed.flatten(1)).shape == (1, 3, 128, 64)
+    # Rows of the first two stripes' halves change most; the second convolution's norm, over the whole plane, moves all
+    # others a little.
+    by_row = (after - before).abs().mean((0, 1, 3))
+    assert by_row[:6].mean() > 3 * by_row[10:].mean()
+
+
+def test_one_stripe_paints_as_a_plane_does():
+    torch.manual_seed(0)
+    model = DGNet(dataclasses.replace(MODEL, modulation="stripes", parts=1, decoder_blocks=1), 4).eval()
+    block = model.decoder.blocks[0]
+    scale, bias, _, _ = block.modulation(torch.rand(2, 1, model.appearance.code_length))
+    assert scale.shape == bias.shape == (2, 1, model.structure.channels)
+    x = torch.randn(2, model.structure.channels, 9, 5)
+    assert torch.allclose(adain(x, scale, bias), adain(x, scale[:, 0], bias[:, 0]), atol=1e-6)
+
+
+def test_stripes_of_the_code_are_means():
+    model = DGNet(dataclasses.replace(MODEL, modulation="stripes", parts=3, decoder_blocks=2), 4).eval()
+    x = torch.randn(2, 3, 96, 48)
+    with torch.no_grad():
+        features = model.appearance.backbone(x)
+        code = model.appearance(x).code.view(2, -1, 3)
+    rows = features.shape[2] // 3
+    assert torch.allclose(code[..., 1], features[:, :, rows : 2 * rows].mean((2, 3)), atol=1e-6)

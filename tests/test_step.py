@@ -8,6 +8,7 @@ from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher
 from dgfast.training.frozen import frozen
 from dgfast.training.step import Weights, discriminator_losses, each, generator_losses, translate
+from dgfast.training.structure_jitter import jitter_structure
 from tests.tiny import MODEL, SIZE
 
 ON = Weights(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.01)
@@ -123,3 +124,45 @@ def test_decoder_norms_are_per_sample(setting):
         made = translate(networks, batch)
         alone = networks.decoder(made.b.s[:1], made.a.f[:1])
     torch.testing.assert_close(alone, made.a.swapped[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_before_the_warm_up_the_second_decode_is_not_computed(setting):
+    """Terms without weight cost nothing and are 0; the total and its gradients are what they would be with them."""
+    networks, teacher, batch = setting
+    networks.eval()
+    early = Weights(1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0.2, 0.01)
+    calls = []
+    networks.decoder.register_forward_hook(lambda *_: calls.append("G"))
+    networks.structure.register_forward_hook(lambda *_: calls.append("E_s"))
+    losses = generator_losses(networks, teacher, batch, translate(networks, batch), early, structure_learns=True)
+    assert calls == ["E_s", "G"] and losses["cycle"] == losses["structure_code"] == losses["primary"] == 0
+    late = generator_losses(networks, teacher, batch, translate(networks, batch), ON, structure_learns=True)
+    assert calls == ["E_s", "G"] * 3 and late["cycle"] > 0 and late.keys() == losses.keys()
+
+
+def test_structure_jitter_changes_tones_and_keeps_edges():
+    torch.manual_seed(0)
+    picture = torch.zeros(64, 1, 32, 16)
+    picture[:, :, 10:] = 1.0  # one edge
+    assert jitter_structure(picture, 0.0) is picture
+    changed = jitter_structure(picture, 1.0)
+    assert changed.shape == picture.shape and not torch.isnan(changed).any()
+    steps = changed.diff(dim=2).abs().amax((1, 3))
+    at_edge = steps[:, 9] > 1.5 * steps[:, [3, 4, 5, 14, 15, 16]].amax(1)
+    assert at_edge.float().mean() > 0.7, "the edge has to stay where it was"
+    tones = (changed[:, :, :8].mean((1, 2, 3)) - picture[:, :, :8].mean((1, 2, 3))).abs()
+    assert tones.mean() > 0.2 and not torch.allclose(changed[0], changed[1])
+    half = jitter_structure(picture, 0.5)
+    untouched = (half == picture).flatten(1).all(1).float().mean()
+    assert 0.3 < untouched < 0.7
+
+
+def test_jitter_leaves_what_is_reconstructed_alone(setting):
+    networks, _, batch = setting
+    networks.eval()
+    before = batch.a.image.clone()
+    torch.manual_seed(1)
+    made = translate(networks, batch, structure_jitter=1.0)
+    plain = translate(networks, batch)
+    assert torch.equal(batch.a.image, before) and torch.equal(made.a.f, plain.a.f)
+    assert not torch.allclose(made.a.s, plain.a.s)

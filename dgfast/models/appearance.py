@@ -69,6 +69,8 @@ class AppearanceEncoder(nn.Module):
         embedding: length of the two re-ID features.
         prim_dropout: probability of the primary head's Dropout, 0 to 1.
         fine_dropout: probability of the fine-grained head's Dropout, 0 to 1.
+        mean_code: pool the stripes of the appearance code by their mean instead of their maximum: what a stripe looks
+            like altogether, not its most telling spot.
 
     Attributes:
         code_length: values of the appearance code.
@@ -84,10 +86,12 @@ class AppearanceEncoder(nn.Module):
         embedding: int = 512,
         prim_dropout: float = 0.5,
         fine_dropout: float = 0.75,
+        mean_code: bool = False,
     ):
         super().__init__()
         self.backbone = make_backbone(backbone)
         self.parts = parts
+        self.pool = F.adaptive_avg_pool2d if mean_code else F.adaptive_max_pool2d
         self.code_length = self.backbone.channels * parts
         self.prim = IdentityHead(self.backbone.channels, embedding, num_classes, prim_dropout)
         self.fine = IdentityHead(self.backbone.channels, embedding, num_classes, fine_dropout)
@@ -102,7 +106,7 @@ class AppearanceEncoder(nn.Module):
             See `AppearanceOutput`.
         """
         features = self.backbone(images)
-        code = F.adaptive_max_pool2d(features, (self.parts, 1)).flatten(1)
+        code = self.pool(features, (self.parts, 1)).flatten(1)
         pooled = features.amax((2, 3))
         prim, prim_logits = self.prim(pooled)
         fine, fine_logits = self.fine(pooled)

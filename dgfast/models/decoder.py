@@ -13,8 +13,8 @@ from .upsampled_convolution import UpsampledConvolution
 class InjectedBlock(nn.Module):
     """[3x3 AdaIN LeakyReLU, 3x3 AdaIN] + x: the residual block into which the appearance is injected.
 
-    One part of the appearance code feeds two small networks. One gives the scales, the other the biases: of the first
-    AdaIN in its first half, of the second AdaIN in its second half.
+    One part of the appearance code feeds two small networks. One gives the scales, the other the biases, a value for a
+    whole plane: of the first AdaIN in its first half, of the second AdaIN in its second half.
 
     Args:
         channels: C, of the structure code.
@@ -29,6 +29,15 @@ class InjectedBlock(nn.Module):
         self.scale = _mlp(part, hidden, 2 * channels)
         self.bias = _mlp(part, hidden, 2 * channels)
 
+    def modulation(self, part: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return scale and bias of the first AdaIN, then of the second, [N, C] each.
+
+        Args:
+            part: [N, part].
+        """
+        (scale1, scale2), (bias1, bias2) = self.scale(part).chunk(2, 1), self.bias(part).chunk(2, 1)
+        return scale1, bias1, scale2, bias2
+
     def forward(self, padded: Tensor, part: Tensor, out_pad: int) -> Tensor:
         """Inject part n of the appearance into input n mod M.
 
@@ -36,17 +45,43 @@ class InjectedBlock(nn.Module):
 
         Args:
             padded: [M, C, H + 2, W + 2], with a reflected border of one pixel.
-            part: [N, part], N a multiple of M.
+            part: [N, ...], as `modulation` takes it; N a multiple of M.
             out_pad: width of the output's reflected border, pixels.
 
         Returns:
             [N, C, H + 2 out_pad, W + 2 out_pad].
         """
         times = len(part) // len(padded)
-        scale1, scale2 = self.scale(part).chunk(2, 1)
-        bias1, bias2 = self.bias(part).chunk(2, 1)
+        scale1, bias1, scale2, bias2 = self.modulation(part)
         y = adain(_repeat(self.conv1(padded), times), scale1, bias1, slope=SLOPE, pad=1)
         return adain(self.conv2(y), scale2, bias2, residual=inside(_repeat(padded, times)), pad=out_pad)
+
+
+class StripedBlock(InjectedBlock):
+    """The same block with scales and biases that follow the height: a pair for each stripe of the appearance code.
+
+    One small network reads every stripe, so that a colour is painted alike wherever it is worn.
+
+    Args:
+        channels: C, of the structure code.
+        depth: values of a stripe of the appearance code.
+        hidden: width of the small network.
+    """
+
+    def __init__(self, channels: int, depth: int, hidden: int):
+        nn.Module.__init__(self)
+        self.conv1 = nn.Conv2d(channels, channels, 3)
+        self.conv2 = nn.Conv2d(channels, channels, 3)
+        self.paint = nn.Sequential(nn.Linear(depth, hidden), nn.LeakyReLU(SLOPE), nn.Linear(hidden, 4 * channels))
+
+    def modulation(self, part: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return scale and bias of the first AdaIN, then of the second, [N, S, C] each.
+
+        Args:
+            part: [N, S, depth], the stripes of the code from top to bottom.
+        """
+        scale1, bias1, scale2, bias2 = self.paint(part).chunk(4, 2)
+        return 1 + scale1, bias1, 1 + scale2, bias2
 
 
 class UpsampleBlock(nn.Module):
@@ -81,24 +116,31 @@ class Decoder(nn.Module):
 
     Args:
         channels: of the structure code.
-        code: length of the appearance code; it is cut into as many consecutive parts as there are blocks.
-        blocks: residual blocks, each with its own part of the code.
-        hidden: width of the networks that turn a part into scales and biases.
+        code: length of the appearance code.
+        blocks: residual blocks.
+        hidden: width of the networks that turn a part of the code into scales and biases.
+        stripes: 0: the code is cut into as many consecutive parts as there are blocks, and each block has its own part
+            (the paper's). Otherwise the code's horizontal stripes: every block reads them all, each at its height.
 
     Attributes:
         recompute: keep no activations of the blocks, compute them again in the backward pass; see `layers.through`.
 
     Raises:
-        ValueError: the code does not divide into the blocks.
+        ValueError: the code does not divide into the blocks or stripes.
     """
 
     recompute = False
 
-    def __init__(self, channels: int = 128, code: int = 8192, blocks: int = 4, hidden: int = 512):
+    def __init__(self, channels: int = 128, code: int = 8192, blocks: int = 4, hidden: int = 512, stripes: int = 0):
         super().__init__()
-        if code % blocks:
-            raise ValueError(f"an appearance code of {code} values does not divide into {blocks} blocks")
-        self.blocks = nn.ModuleList(InjectedBlock(channels, code // blocks, hidden) for _ in range(blocks))
+        if code % (stripes or blocks):
+            what = f"{stripes} stripes" if stripes else f"{blocks} blocks"
+            raise ValueError(f"an appearance code of {code} values does not divide into {what}")
+        self.stripes = stripes
+        if stripes:
+            self.blocks = nn.ModuleList(StripedBlock(channels, code // stripes, hidden) for _ in range(blocks))
+        else:
+            self.blocks = nn.ModuleList(InjectedBlock(channels, code // blocks, hidden) for _ in range(blocks))
         self.upsample = nn.ModuleList([UpsampleBlock(channels), UpsampleBlock(channels // 2)])
         width = channels // 4
         self.refine = nn.ModuleList([nn.Conv2d(width, width, 3), nn.Conv2d(width, width, 3)])
@@ -110,13 +152,16 @@ class Decoder(nn.Module):
 
         Args:
             structure: [M, channels, H/4, W/4].
-            code: [N, code], N a multiple of M.
+            code: [N, code], channel-major, N a multiple of M.
 
         Returns:
             Images [N, 3, H, W], RGB, normalised; no activation bounds them.
         """
         x = reflect(structure, 1)
-        parts = code.chunk(len(self.blocks), 1)
+        if self.stripes:
+            parts = [code.view(len(code), -1, self.stripes).transpose(1, 2)] * len(self.blocks)
+        else:
+            parts = list(code.chunk(len(self.blocks), 1))
         for block, part in zip(self.blocks, parts, strict=True):
             x = through(block, x, part, int(block is not self.blocks[-1]), recompute=self.recompute)
         for upsample in self.upsample:

@@ -32,12 +32,23 @@ class DGNet(nn.Module):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
+        striped = config.modulation == "stripes"
         self.appearance = AppearanceEncoder(
-            num_classes, config.backbone, config.parts, config.embedding, config.prim_dropout, config.fine_dropout
+            num_classes,
+            config.backbone,
+            config.parts,
+            config.embedding,
+            config.prim_dropout,
+            config.fine_dropout,
+            mean_code=striped,
         )
         self.structure = StructureEncoder(config.structure_width, config.structure_blocks)
         self.decoder = Decoder(
-            self.structure.channels, self.appearance.code_length, config.decoder_blocks, config.style_hidden
+            self.structure.channels,
+            self.appearance.code_length,
+            config.decoder_blocks,
+            config.style_hidden,
+            stripes=config.parts if striped else 0,
         )
         self.discriminator = Discriminator(
             config.discriminator_width, config.discriminator_blocks, config.discriminator_scales

@@ -314,7 +314,12 @@ class DGNetStage:
             see `step.translate`.
         """
         with self.precision.autocast():
-            return translate(self.networks, batch, joint_statistics=self.config.optim.batch_norm == "joint")
+            return translate(
+                self.networks,
+                batch,
+                joint_statistics=self.config.optim.batch_norm == "joint",
+                structure_jitter=self.config.data.structure_jitter,
+            )
 
     @torch.no_grad()
     def _preview(self, batch: PairBatch) -> Translation:

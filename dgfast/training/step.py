@@ -20,6 +20,7 @@ from dgfast.models.structure import grey
 
 from . import losses
 from .frozen import frozen, untracked
+from .structure_jitter import jitter_structure
 
 Losses = dict[str, Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -86,7 +87,9 @@ class Translation(NamedTuple):
     b: Stream  # of the second
 
 
-def translate(networks: DGNet, batch: PairBatch, joint_statistics: bool = False) -> Translation:
+def translate(
+    networks: DGNet, batch: PairBatch, joint_statistics: bool = False, structure_jitter: float = 0.0
+) -> Translation:
     """Encode both streams and decode the six images of section 3.1: two swaps, four reconstructions.
 
     The appearance codes come from the clean images and carry no gradient. Norms in E_s and G are per sample, so images
@@ -97,12 +100,13 @@ def translate(networks: DGNet, batch: PairBatch, joint_statistics: bool = False)
         networks: DG-Net, in training mode.
         batch: both streams.
         joint_statistics: whether BatchNorm sees both streams together; see `each`.
+        structure_jitter: 0 .. 1, chance that E_s sees an image in other tones; see structure_jitter.py.
     Returns:
         codes and images, with their graph but for the appearance codes.
     Source:
         paper, section 3.1.
     """
-    s = networks.structure(grey(torch.cat([batch.a.image, batch.b.image])))
+    s = networks.structure(jitter_structure(grey(torch.cat([batch.a.image, batch.b.image])), structure_jitter))
     s_a, s_b = s.chunk(2)
     with torch.no_grad():
         clean = (batch.a.image, batch.b.image, batch.a.positive, batch.b.positive)
@@ -169,7 +173,8 @@ def generator_losses(
         batch_statistics: whether the frozen views and the teacher normalise by the batch or by running statistics.
         joint_statistics: whether BatchNorm sees both streams together; see `each`.
     Returns:
-        scalars, each before its weight and summed over both streams, and their weighted "total".
+        scalars, each before its weight and summed over both streams, and their weighted "total". Structure code, cycle,
+        primary and fine are 0 while their weights are.
     Source:
         paper, section 3; the weighted sum is equation 10.
     """
@@ -197,15 +202,16 @@ def generator_losses(
         f_a, f_b = f_a.detach(), f_b.detach()
     l1["appearance_code"] = weights.appearance_code, ((f_a, a.f), (f_b, b.f))
 
-    swapped = torch.cat([x_ab, x_ba])  # in the order of their structures: a's bodies, b's bodies
-    if structure_learns:
-        s_a, s_b = networks.structure(grey(swapped.detach())).chunk(2)
-    else:
-        s_a, s_b = frozen(networks.structure)(grey(swapped)).chunk(2)
-    l1["structure_code"] = weights.structure_code, ((s_a, a.s.detach()), (s_b, b.s.detach()))
-
-    cycled_a, cycled_b = networks.decoder(torch.cat([s_a, s_b]), torch.cat([f_a, f_b])).chunk(2)
-    l1["cycle"] = weights.cycle, ((cycled_a, batch.a.image), (cycled_b, batch.b.image))
+    if weights.structure_code or weights.cycle:  # before the warm-up neither counts, and nothing of it is computed
+        swapped = torch.cat([x_ab, x_ba])  # in the order of their structures: a's bodies, b's bodies
+        if structure_learns:
+            s_a, s_b = networks.structure(grey(swapped.detach())).chunk(2)
+        else:
+            s_a, s_b = frozen(networks.structure)(grey(swapped)).chunk(2)
+        l1["structure_code"] = weights.structure_code, ((s_a, a.s.detach()), (s_b, b.s.detach()))
+        if weights.cycle:
+            cycled_a, cycled_b = networks.decoder(torch.cat([s_a, s_b]), torch.cat([f_a, f_b])).chunk(2)
+            l1["cycle"] = weights.cycle, ((cycled_a, batch.a.image), (cycled_b, batch.b.image))
 
     # --- The generated image must carry the identity of its clothes (equation 6)
     generated_identity = losses.cross_entropy(again_a.prim_logits, y_a) + losses.cross_entropy(again_b.prim_logits, y_b)
@@ -258,6 +264,7 @@ def generator_losses(
         + weights.teacher * weights.fine * fine
     )
     return {
+        **dict.fromkeys(("structure_code", "cycle"), identity.new_zeros(())),
         **dict(zip(l1, terms[: 2 * len(l1)].view(-1, 2).sum(1), strict=True)),
         "identity": identity,
         "positive_identity": positive_identity,
