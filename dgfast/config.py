@@ -154,6 +154,9 @@ class OptimConfig:
     """Iterations of the DG-Net stage."""
     batch_size: int = 8
     """Images per stream (a and b) and process."""
+    generator_iterations: int = 0
+    """Iterations of a stage before the DG-Net stage, in which E_s and G learn to reconstruct images alone, from the
+    codes of an E_a that rests. 0 as in the paper; for short runs, with --start-from-teacher."""
     generator_lr: float = 1e-4
     """Adam, E_s and G."""
     discriminator_lr: float = 1e-4
@@ -300,7 +303,7 @@ def check(config: Config) -> None:
         for name in names:
             _expect(getattr(group, name) >= 1, name, getattr(group, name), "at least 1")
     for group, names in (
-        (optim, ("iterations", "clip_gradient")),
+        (optim, ("iterations", "generator_iterations", "clip_gradient")),
         (teaching, ("teacher_iterations",)),
         (data, ("padding", "loader_workers")),
         (run, ("threads",)),

@@ -191,6 +191,29 @@ def test_bf16_and_fp16_train(market, tmp_path):
         assert all(v.dtype != torch.bfloat16 for v in networks.state_dict().values())
 
 
+def test_a_start_for_the_generator(whole, market, tmp_path):
+    """Its own stage: E_s and G alone move, it is resumed like the others, and the DG-Net stage goes on from it."""
+    options = {"teacher": whole / "teacher.safetensors", "start_from_teacher": True, "generator_iterations": 5}
+    options |= {"structure_jitter": 1.0, "modulation": "stripes", "iterations": 2, "milestones": (2,)}
+    run = trainer(market, tmp_path / "a", **options)
+    before = {name: value.clone() for name, value in run.networks.state_dict().items()}
+    with pytest.raises(Interrupted):
+        run.config = dataclasses.replace(run.config, run=dataclasses.replace(run.config.run, stop_after=1))
+        run.train()
+    state = checkpoint.latest(tmp_path / "a" / "run" / "checkpoints", "generator")
+    assert state["iteration"] == 5
+    moved = {n.split(".")[0] for n, v in state["networks"].items() if not torch.equal(v, before[n])}
+    assert {"structure", "decoder"} <= moved <= {"structure", "decoder", "appearance"}
+    teacher = weights(whole, "teacher.safetensors")
+    assert torch.equal(state["networks"]["appearance.prim.reduce.weight"], teacher["head.reduce.weight"])
+    trainer(market, tmp_path / "a", **options).train()
+    trainer(market, tmp_path / "b", **options).train()
+    assert_same(weights(tmp_path / "a" / "run"), weights(tmp_path / "b" / "run"))
+    lines = [json.loads(line) for line in (tmp_path / "b" / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [e["image"] for e in lines if e["stage"] == "generator"]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+
+
 def test_given_teacher_skips_its_stage(whole, market, tmp_path):
     run = trainer(market, tmp_path, teacher=whole / "teacher.safetensors", start_from_teacher=True, iterations=1)
     _, teacher = run.train()

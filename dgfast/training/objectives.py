@@ -13,7 +13,7 @@ from dgfast.models import DGNet, Teacher
 
 from . import losses
 from .precision import MixedPrecision
-from .step import Losses, Translation, Weights, discriminator_losses, generator_losses
+from .step import Losses, Translation, Weights, discriminator_losses, generator_losses, reconstruction_losses
 
 
 class TeacherObjective(nn.Module):
@@ -42,6 +42,35 @@ class TeacherObjective(nn.Module):
             logits = self.teacher(images).logits
             accuracy = (logits.argmax(1) == labels).float().mean()
             return {"total": losses.cross_entropy(logits, labels), "accuracy": accuracy}
+
+
+class ReconstructionObjective(nn.Module):
+    """An image from its own codes and from the code of its positive: E_s and G learn, E_a rests.
+
+    Args:
+        networks: DG-Net.
+        config: for the weights and the structure jitter.
+        precision: the run's number formats.
+    """
+
+    def __init__(self, networks: DGNet, config: Config, precision: MixedPrecision):
+        super().__init__()
+        self.structure, self.decoder = networks.structure, networks.decoder
+        self._others = (networks,)
+        self.config = config
+        self.precision = precision
+
+    def forward(self, batch: PairBatch) -> Losses:
+        """The reconstruction losses of both streams.
+
+        Args:
+            batch: both streams.
+        Returns:
+            see `step.reconstruction_losses`.
+        """
+        (networks,) = self._others
+        with self.precision.autocast():
+            return reconstruction_losses(networks, batch, self.config.loss, self.config.data.structure_jitter)
 
 
 class DiscriminatorObjective(nn.Module):

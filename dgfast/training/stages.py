@@ -1,6 +1,7 @@
-"""The two stages of a run: the teacher (the paper's baseline) and DG-Net. Each is one iteration and the state it needs.
+"""The stages of a run: the teacher (the paper's baseline) and DG-Net, between them perhaps a start for the generator.
 
-A stage also describes itself, so that the loop and the profiler need not know which one they have.
+Each is one iteration and the state it needs. A stage also describes itself, so that the loop and the profiler need not
+know which one they have.
 """
 
 import random
@@ -17,7 +18,7 @@ from dgfast.models import DGNet, Teacher
 
 from .distributed import Workers
 from .frozen import untracked
-from .objectives import DiscriminatorObjective, GeneratorObjective, TeacherObjective
+from .objectives import DiscriminatorObjective, GeneratorObjective, ReconstructionObjective, TeacherObjective
 from .optimizers import (
     Schedule,
     appearance_optimizer,
@@ -193,6 +194,92 @@ class TeacherStage:
             state: what `state_dict` gave; anything missing or of another shape raises.
         """
         self.teacher.load_state_dict(state["teacher"])
+        restore(self.optimizer, state["optimizer"])
+        _load_scaler(self.precision, state["scaler"])
+
+
+class ReconstructionStage:
+    """E_s and G learn to reconstruct images from the codes of an E_a that rests: a start for short runs.
+
+    Args:
+        networks: on their device; E_a as the DG-Net stage will start from it.
+        config: the run's settings.
+        workers: the processes.
+        precision: the run's number formats.
+    """
+
+    name: ClassVar[str] = "generator"
+    images_per_sample: ClassVar[int] = 2
+    seed_bit: ClassVar[int] = 0
+    may_stop_early: ClassVar[bool] = False
+
+    def __init__(self, networks: DGNet, config: Config, workers: Workers, precision: MixedPrecision):
+        self.networks = networks
+        self.precision = precision
+        self.optimizer = generator_optimizer(networks, config.optim)
+        # Its rate falls at the same share of its iterations as the DG-Net stage's first does.
+        share = config.optim.milestones[0] / max(1, config.optim.iterations) if config.optim.milestones else 1.0
+        self.schedule = Schedule(self.optimizer, [round(share * config.optim.generator_iterations)])
+        objective = ReconstructionObjective(networks, config, precision)
+        self.update = Update(objective, [self.optimizer], workers, precision, parts=1, clip=config.optim.clip_gradient)
+
+    @staticmethod
+    def batch_size(config: Config) -> int:
+        """`--batch-size`: images of each stream."""
+        return config.optim.batch_size
+
+    @staticmethod
+    def with_batch_size(config: Config, size: int) -> Config:
+        """The same settings with another `--batch-size`."""
+        return replace(config, optim=replace(config.optim, batch_size=size))
+
+    @staticmethod
+    def batch_unit(config: Config) -> int:
+        """Any number of samples."""
+        return 1
+
+    @staticmethod
+    def samples(config: Config) -> int:
+        """Samples of a stream."""
+        return config.optim.batch_size
+
+    @property
+    def networks_by_name(self) -> dict[str, nn.Module]:
+        """The networks that take part."""
+        made = self.networks
+        return {"E_a": made.appearance, "E_s": made.structure, "G": made.decoder}
+
+    def step(self, batch: PairBatch, iteration: int) -> dict[str, Tensor]:
+        """One update.
+
+        Args:
+            batch: both streams.
+            iteration: from 0.
+        Returns:
+            image, positive and total, before the update.
+        """
+        self.schedule.set(iteration)
+        self.networks.train()
+        self.networks.appearance.eval()
+        found = self.update([(batch,)])
+        self.precision.scaler.update()
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimiser, loss scale."""
+        return {
+            "networks": self.networks.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state.
+
+        Args:
+            state: what `state_dict` gave; anything missing or of another shape raises.
+        """
+        self.networks.load_state_dict(state["networks"])
         restore(self.optimizer, state["optimizer"])
         _load_scaler(self.precision, state["scaler"])
 

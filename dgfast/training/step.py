@@ -121,6 +121,30 @@ def translate(
     )
 
 
+def reconstruction_losses(networks: DGNet, batch: PairBatch, config: LossConfig, structure_jitter: float) -> Losses:
+    """Self-identity generation alone: an image from its own codes, and from the code of its positive.
+
+    Args:
+        networks: DG-Net; E_s and G learn, E_a is in eval mode.
+        batch: both streams.
+        config: weights of the two terms.
+        structure_jitter: 0 .. 1, as in `translate`.
+    Returns:
+        scalars: image and positive, means before their weights, and their weighted total.
+    Source:
+        paper, section 3.1, equations 1 and 2.
+    """
+    images = torch.cat([batch.a.image, batch.b.image])
+    with torch.no_grad():
+        codes = [networks.appearance(x).code for x in (images, torch.cat([batch.a.positive, batch.b.positive]))]
+    s = networks.structure(jitter_structure(grey(images), structure_jitter))
+    own, positive = networks.decoder(s, torch.cat(codes)).chunk(2)
+    total, (image, other) = l1_kl_loss(
+        [(own, images), (positive, images)], [config.image_weight, config.positive_weight]
+    )
+    return {"image": image, "positive": other, "total": total}
+
+
 def discriminator_losses(networks: DGNet, batch: PairBatch, made: Translation, weights: Weights) -> Losses:
     """The losses of D: least squares over all scales, and the penalty on its gradient at real images.
 

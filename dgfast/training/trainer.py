@@ -23,7 +23,7 @@ from .distributed import Workers
 from .loop import run_stage
 from .precision import MixedPrecision
 from .samples import sample_grid, spread
-from .stages import DGNetStage, Stage, TeacherStage
+from .stages import DGNetStage, ReconstructionStage, Stage, TeacherStage
 
 Network = TypeVar("Network", bound=nn.Module)
 log = logging.getLogger("dgfast")
@@ -84,6 +84,9 @@ class Trainer:
             self.networks.appearance.backbone.load_state_dict(teacher.backbone.state_dict())
             for head in (self.networks.appearance.prim, self.networks.appearance.fine):
                 head.load_state_dict(teacher.head.state_dict())
+        if self.config.optim.generator_iterations:
+            start = ReconstructionStage(self._place(self.networks), self.config, self.workers, self.precision)
+            self._run(start, self.config.optim.generator_iterations)
         stage = self.dgnet_stage(teacher)
         networks = stage.networks
         self._run(stage, self.config.optim.iterations, self._pictures(networks) if self.workers.first else None)
