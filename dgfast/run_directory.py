@@ -8,6 +8,7 @@ metrics.jsonl           losses and speed, a line each `--log-every` iterations; 
 samples/NNNNNNNN.png    people in each other's clothes while the training goes on
 table.txt, report.json  scores of the finished run
 swaps.png, rankings.png pictures of the finished run
+quality.json, quality.txt, quality.png  what `dgfast quality` has measured
 """
 
 import json

@@ -10,6 +10,7 @@ COMMANDS = {  # name -> module in this folder, purpose
     "train": ("train", "train the teacher and DG-Net, evaluate, leave a table and a picture"),
     "eval": ("evaluate", "score a run on a data set"),
     "rerank": ("rerank", "re-rank saved features by k-reciprocal neighbours, exactly"),
+    "quality": ("quality", "compare generated pictures with the rendered truth"),
     "synth": ("synth", "write synthetic pedestrians as a Market-1501 folder"),
     "import-reference": ("import_reference", "turn checkpoints of the public reference system into dgfast's"),
     "profile": ("profile", "measure training: images/s, time by phase, FLOPs, memory, batch sizes"),

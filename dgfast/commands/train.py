@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from dgfast import run_directory
+from dgfast.commands.quality import SEED, assess, truth_parameters
 from dgfast.commands.sources import open_data
 from dgfast.config import PRESETS, Config, check
 from dgfast.data import evaluation_batches
@@ -20,6 +21,7 @@ from dgfast.retrieval.evaluation import evaluate, table
 from dgfast.retrieval.features import FeatureSettings
 from dgfast.retrieval.visualise import ranking_figure
 from dgfast.synthesis import swap_matrix
+from dgfast.synthesis.quality import short_table
 from dgfast.training.distributed import Workers
 from dgfast.training.samples import spread
 from dgfast.training.stage_log import say
@@ -35,6 +37,7 @@ To go on after a stop: --resume RUN_DIR. Every flag overrides the preset, or the
 below are those of the preset given with --preset.
 """
 SWAPS = 7  # bodies and clothes of the swap matrix
+TRUE_SWAPS = 40  # swaps that are compared with the rendered truth; they take a few seconds
 
 
 @dataclass(frozen=True)
@@ -166,14 +169,22 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         "precision": trainer.precision.name,
         "torch": torch.__version__,
     }
+    text = ""
     if data.query and data.gallery:
         result = evaluate(data, networks, teacher, settings)
         report["scores"] = result.scores
         ranking_figure(data.query, data.gallery, result.distances.numpy(), run / "rankings.png")
         text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n"
+    else:
+        print(f"\n{data.name} has no query and gallery: no scores")
+    if config.data.data_root is None:
+        # Other people than those of the run, whichever seed they were drawn from.
+        seed = SEED + (config.synthetic.synthetic_seed == SEED)
+        quality = assess(networks, truth_parameters(settings.image_size, TRUE_SWAPS, seed), config.evaluation.alpha)
+        report["quality"] = quality.to_json()
+        text += f"\n{TRUE_SWAPS} true swaps of other people (docs/generation.md)\n{short_table(quality.measured)}\n"
+    if text:
         write_text(text, run / "table.txt")
         print(f"\n{text}")
-    else:
-        print(f"\n{data.name} has no query and gallery: no table")
     write_json(report, run / "report.json")
     print(f"run directory  {run}\npicture        {run / 'swaps.png'}\nreport         {run / 'report.json'}")

@@ -5,5 +5,7 @@ quickly.
 """
 
 from .dataset import VERSION, Summary, generate
+from .plan import Parameters
+from .truth import SwapTruths, render_truths
 
-__all__ = ["VERSION", "Summary", "generate"]
+__all__ = ["VERSION", "Parameters", "Summary", "SwapTruths", "generate", "render_truths"]

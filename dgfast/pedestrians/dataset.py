@@ -18,10 +18,20 @@ from tqdm import tqdm
 from dgfast.errors import UserError
 from dgfast.files import replacing
 
-from .cameras import COUNT
 from .figure import build_figure
 from .picture import Picture, World, make_world, take_picture
-from .plan import QUERY, SPLITS, Parameters, PlannedImage, count_images, identity_of, images_of, stray_image, swap_of
+from .plan import (
+    QUERY,
+    SPLITS,
+    Parameters,
+    PlannedImage,
+    check,
+    count_images,
+    identity_of,
+    images_of,
+    stray_image,
+    swap_of,
+)
 from .swap import render_swap
 
 VERSION = 1  # of the pictures: the same parameters and version give the same bytes
@@ -63,16 +73,16 @@ def generate(
     out: Path,
     *,
     identities: int,
-    seed: int = 0,
-    difficulty: float = 0.25,
+    seed: int = Parameters.seed,
+    difficulty: float = Parameters.difficulty,
     test_identities: int | None = None,
-    images_per_camera: float = 3.0,
-    cameras_per_identity: tuple[int, int] = (3, 6),
-    distractors: int = 0,
-    size: tuple[int, int] = (256, 128),
+    images_per_camera: float = Parameters.images_per_camera,
+    cameras_per_identity: tuple[int, int] = Parameters.cameras_per_identity,
+    distractors: int = Parameters.distractors,
+    size: tuple[int, int] = Parameters.size,
     workers: int | None = None,
-    masks: bool = True,
-    swap_truth: int = 0,
+    masks: bool = Parameters.masks,
+    swap_truth: int = Parameters.swap_truth,
     progress: bool = True,
 ) -> Summary:
     """Write a synthetic re-identification data set in the layout of Market-1501.
@@ -157,29 +167,9 @@ def generate(
 
 
 def _check(out: Path, parameters: Parameters, workers: int | None) -> None:
-    p, (low, high) = parameters, parameters.cameras_per_identity
-    rules = (
-        (p.identities >= 2, f"identities is {p.identities}, expected at least 2: one to train, one to test"),
-        (
-            0 <= p.test_identities <= p.identities,
-            f"test_identities is {p.test_identities}, expected 0 to {p.identities}",
-        ),
-        (p.seed >= 0, f"seed is {p.seed}, expected 0 or more"),
-        (0 <= p.difficulty <= 1, f"difficulty is {p.difficulty}, expected 0 (easy) to 1 (hard)"),
-        (0 < p.images_per_camera <= 100, f"images_per_camera is {p.images_per_camera}, expected above 0, at most 100"),
-        (2 <= low <= high <= COUNT, f"cameras_per_identity is {low, high}, expected 2 <= low <= high <= {COUNT}"),
-        (0 <= p.distractors <= 500_000, f"distractors is {p.distractors}, expected 0 to 500000"),
-        (
-            all(32 <= side <= 2048 for side in p.size),
-            f"size is {p.size}, expected (height, width) of 32 to 2048 pixels",
-        ),
-        (p.swap_truth >= 0, f"swap_truth is {p.swap_truth}, expected 0 or more"),
-        (p.swap_truth == 0 or p.test_identities >= 2, f"swap_truth needs 2 test identities, found {p.test_identities}"),
-        (workers is None or workers >= 1, f"workers is {workers}, expected 1 or more"),
-    )
-    for holds, complaint in rules:
-        if not holds:
-            raise UserError(f"synthetic pedestrians: {complaint}; change it and run again")
+    check(parameters)
+    if workers is not None and workers < 1:
+        raise UserError(f"synthetic pedestrians: workers is {workers}, expected 1 or more; change it and run again")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; choose another folder or remove it first")
 
@@ -258,8 +248,7 @@ def _truth_names(index: int) -> tuple[str, str]:
 
 
 def _save(folder: Path, image: PlannedImage, picture: Picture, masks: bool) -> None:
-    jpeg = cv2.imencode(".jpg", picture.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, picture.quality])[1]
-    (folder / image.path).write_bytes(jpeg.tobytes())
+    (folder / image.path).write_bytes(picture.jpeg())
     if masks:
         _save_png(folder / "masks" / image.split / f"{image.stem}.png", picture.mask)
 

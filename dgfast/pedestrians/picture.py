@@ -141,6 +141,10 @@ class Picture:
     quality: int
     """Of the JPEG, 35 .. 95, as libjpeg counts."""
 
+    def jpeg(self) -> bytes:
+        """The image as the camera stores it."""
+        return cv2.imencode(".jpg", self.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1].tobytes()
+
 
 def draw_encounter(rng: np.random.Generator, camera: Camera) -> Encounter:
     """Somebody comes past a camera.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dgfast.errors import UserError
+
 from .cameras import COUNT
 from .identity import Identity, draw_identity
 from .picture import Shot, World, draw_encounter, draw_shot
@@ -27,22 +29,22 @@ class Parameters:
     """People, those of the training and the test splits together."""
     test_identities: int
     """People of the query and gallery splits: those with the highest numbers."""
-    seed: int
+    seed: int = 0
     """Seed of everything random, at least 0."""
-    difficulty: float
+    difficulty: float = 0.25
     """0 .. 1: how much the cameras differ in colour, blur and noise."""
-    images_per_camera: float
+    images_per_camera: float = 3.0
     """Mean number of images of a person by one camera."""
-    cameras_per_identity: tuple[int, int]
+    cameras_per_identity: tuple[int, int] = (3, 6)
     """Lowest and highest number of cameras that see a person."""
-    distractors: int
+    distractors: int = 0
     """Gallery images of people who are in no other split."""
-    size: tuple[int, int]
+    size: tuple[int, int] = (256, 128)
     """(height, width) of the images in pixels."""
-    masks: bool
+    masks: bool = True
     """Whether masks of the clothes are written, too."""
-    swap_truth: int
-    """Number of swaps of clothes whose truth is written."""
+    swap_truth: int = 0
+    """Number of swaps of clothes whose truth is rendered."""
 
     @property
     def train_identities(self) -> int:
@@ -53,6 +55,38 @@ class Parameters:
     def junk(self) -> int:
         """Gallery images that show nobody, as false detections do; the protocol ignores them."""
         return (self.distractors + 9) // 10
+
+
+def check(parameters: Parameters) -> None:
+    """Refuse parameters from which no data set can be made.
+
+    Args:
+        parameters: of the data set.
+    Raises:
+        UserError: the first value that is out of range.
+    """
+    p, (low, high) = parameters, parameters.cameras_per_identity
+    rules = (
+        (p.identities >= 2, f"identities is {p.identities}, expected at least 2: one to train, one to test"),
+        (
+            0 <= p.test_identities <= p.identities,
+            f"test_identities is {p.test_identities}, expected 0 to {p.identities}",
+        ),
+        (p.seed >= 0, f"seed is {p.seed}, expected 0 or more"),
+        (0 <= p.difficulty <= 1, f"difficulty is {p.difficulty}, expected 0 (easy) to 1 (hard)"),
+        (0 < p.images_per_camera <= 100, f"images_per_camera is {p.images_per_camera}, expected above 0, at most 100"),
+        (2 <= low <= high <= COUNT, f"cameras_per_identity is {low, high}, expected 2 <= low <= high <= {COUNT}"),
+        (0 <= p.distractors <= 500_000, f"distractors is {p.distractors}, expected 0 to 500000"),
+        (
+            all(32 <= side <= 2048 for side in p.size),
+            f"size is {p.size}, expected (height, width) of 32 to 2048 pixels",
+        ),
+        (p.swap_truth >= 0, f"swap_truth is {p.swap_truth}, expected 0 or more"),
+        (p.swap_truth == 0 or p.test_identities >= 2, f"swap_truth needs 2 test identities, found {p.test_identities}"),
+    )
+    for holds, complaint in rules:
+        if not holds:
+            raise UserError(f"synthetic pedestrians: {complaint}; change it and run again")
 
 
 @dataclass(frozen=True)

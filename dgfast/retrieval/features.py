@@ -75,12 +75,25 @@ def teacher_halves(teacher: Teacher) -> Halves:
     return lambda images: (teacher(images).feature,)
 
 
-@torch.inference_mode()
-def extract(halves: Halves, records: Sequence[Record], settings: FeatureSettings, progress: str = "") -> list[Tensor]:
-    """The features of all records, in their order.
+def mirrored(halves: Halves, images: Tensor) -> list[Tensor]:
+    """The test feature's halves: of each image and its mirror image together.
 
     Each half is brought to unit length on the image and on its mirror image; the two are added, and the sum is brought
     to unit length again.
+
+    Args:
+        halves: features of a batch of normalised images.
+        images: [N, 3, H, W], normalised.
+    Returns:
+        for each half [N, D] float32, on the images' device.
+    """
+    both = zip(halves(images), halves(images.flip(3)), strict=True)
+    return [F.normalize(F.normalize(x.float()) + F.normalize(m.float())) for x, m in both]
+
+
+@torch.inference_mode()
+def extract(halves: Halves, records: Sequence[Record], settings: FeatureSettings, progress: str = "") -> list[Tensor]:
+    """The features of all records, in their order.
 
     Args:
         halves: features of a batch of normalised images on the device.
@@ -102,9 +115,7 @@ def extract(halves: Halves, records: Sequence[Record], settings: FeatureSettings
     )
     with bar:
         for images, _ in batches:
-            both = zip(halves(images), halves(images.flip(3)), strict=True)
-            summed = [F.normalize(F.normalize(x.float()) + F.normalize(m.float())) for x, m in both]
-            rows.append([x.cpu() for x in summed])
+            rows.append([half.cpu() for half in mirrored(halves, images)])
             bar.update(len(images))
     return [torch.cat(column) for column in zip(*rows, strict=True)]
 

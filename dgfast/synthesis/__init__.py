@@ -1,5 +1,5 @@
-"""Synthesis: pictures of people in other people's clothes."""
+"""Synthesis: pictures of people in other people's clothes, and how good they are."""
 
-from .swap import swap_matrix
+from .swap import dress, swap_matrix
 
-__all__ = ["swap_matrix"]
+__all__ = ["dress", "swap_matrix"]

@@ -1,10 +1,11 @@
-"""The swap matrix: every body (columns) in everybody's clothes (rows), the paper's figure 5."""
+"""Swaps: people in other people's clothes, pair by pair or everybody in everybody's."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from dgfast.data.batches import denormalise
+from dgfast.data.batches import denormalise, normalise
 from dgfast.models import DGNet
 from dgfast.models.structure import grey
 
@@ -31,3 +32,24 @@ def swap_matrix(networks: DGNet, structures: Tensor, appearances: Tensor) -> Ten
         cells.append(torch.cat([own[None], networks.decoder(s, code.expand(len(s), -1)).float()]))
     grid = make_grid(denormalise(torch.cat(cells)).cpu(), nrow=len(s) + 1, padding=2, pad_value=255)
     return grid.permute(1, 2, 0).contiguous()
+
+
+@torch.inference_mode()
+def dress(networks: DGNet, bodies: np.ndarray, clothes: np.ndarray, batch: int = 32) -> np.ndarray:
+    """Each body in the clothes of its partner: G(s_body, f_clothes).
+
+    Args:
+        networks: in eval mode.
+        bodies: [N, H, W, 3] uint8 RGB; they give the bodies.
+        clothes: [N, H, W, 3] uint8 RGB; they give the clothes.
+        batch: pictures per forward pass.
+    Returns:
+        [N, H, W, 3] uint8 RGB.
+    """
+    device = next(networks.parameters()).device
+    made = []
+    for pair in zip(torch.from_numpy(bodies).split(batch), torch.from_numpy(clothes).split(batch), strict=True):
+        body, other = (normalise(images.to(device)) for images in pair)
+        pictures = networks.decoder(networks.structure(grey(body)), networks.appearance(other).code)
+        made.append(denormalise(pictures).permute(0, 2, 3, 1).cpu())
+    return torch.cat(made).numpy()

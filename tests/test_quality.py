@@ -1,0 +1,385 @@
+"""How good generated pictures are: the truth set in memory, the measures, and `dgfast quality`."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dgfast.commands import cli, train
+from dgfast.commands.quality import assess, truth_parameters, unit
+from dgfast.config import SyntheticConfig
+from dgfast.data.loaders.image import read_image
+from dgfast.errors import UserError
+from dgfast.models import DGNet
+from dgfast.models.dgnet import make_teacher, save_model
+from dgfast.pedestrians import Parameters, generate, render_truths
+from dgfast.pedestrians.plan import identity_of
+from dgfast.retrieval.owners import owner_scores
+from dgfast.run_directory import write_config
+from dgfast.synthesis import dress
+from dgfast.synthesis.quality import (
+    TONES,
+    chosen,
+    cielab,
+    differences,
+    floors,
+    measure,
+    picture,
+    structural_similarity,
+    to_json,
+    tone_changes,
+)
+from tests import tiny
+
+SHAPE = (3, 22, 14)  # pictures, height, width
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+@pytest.fixture
+def pair(rng):
+    """Two stacks of pictures that are not far from each other, and a mask."""
+    truths = rng.uniform(0, 1, (*SHAPE, 3)).astype(np.float32)
+    pictures = np.clip(truths + rng.normal(0, 0.1, truths.shape), 0, 1).astype(np.float32)
+    return pictures, truths, rng.random(SHAPE) < 0.3
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    return DGNet(tiny.MODEL, num_classes=3).eval()
+
+
+# --- The truth set
+
+
+def test_truths_in_memory_are_those_of_the_data_set(tmp_path):
+    parameters = Parameters(identities=6, test_identities=3, seed=4, images_per_camera=1.5, size=(64, 32), swap_truth=5)
+    out = tmp_path / "people"
+    generate(
+        out, identities=6, seed=4, images_per_camera=1.5, size=(64, 32), swap_truth=5, masks=False, progress=False,
+        workers=1,
+    )  # fmt: skip
+    truths = render_truths(parameters)
+    with (out / "swap_truth" / "pairs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(truths.bodies) == 5
+    for index, row in enumerate(rows):
+        for name, stack in (("structure", "bodies"), ("appearance", "clothes"), ("truth", "truths")):
+            assert np.array_equal(np.asarray(read_image(out / row[name])), getattr(truths, stack)[index])
+        assert np.array_equal(np.asarray(Image.open(out / row["mask"])) > 127, truths.masks[index])
+        people = [int(row[name].split("/")[1][:4]) for name in ("structure", "appearance")]
+        assert people == [truths.wearers[index], truths.owners[index]]
+        assert truths.patterns[index] == identity_of(4, people[1]).clothes.upper.pattern
+
+
+def test_parameters_out_of_range_are_refused():
+    with pytest.raises(UserError, match="2 test identities"):
+        render_truths(Parameters(identities=2, test_identities=1, swap_truth=1))
+    with pytest.raises(UserError, match="--swaps is 0"):
+        truth_parameters((64, 32), 0)
+
+
+# --- The measures, each against a plain computation
+
+
+def naive_lab(rgb):
+    """CIELAB of one colour, from the definition."""
+    linear = [((v + 0.055) / 1.055) ** 2.4 if v > 0.04045 else v / 12.92 for v in rgb]
+    x = 0.4124 * linear[0] + 0.3576 * linear[1] + 0.1805 * linear[2]
+    y = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    z = 0.0193 * linear[0] + 0.1192 * linear[1] + 0.9505 * linear[2]
+
+    def f(t):
+        return t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116
+
+    fx, fy, fz = f(x / 0.9505), f(y), f(z / 1.089)
+    return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
+
+
+@pytest.mark.parametrize(
+    ("rgb", "known"),  # published values of sRGB under D65
+    [
+        ((1, 1, 1), (100, 0, 0)),
+        ((0, 0, 0), (0, 0, 0)),
+        ((1, 0, 0), (53.24, 80.09, 67.20)),
+        ((0, 0, 1), (32.30, 79.19, -107.86)),
+    ],
+)
+def test_colours_of_cielab(rgb, known):
+    assert cielab(np.array(rgb, np.float32)) == pytest.approx(known, abs=0.05)
+
+
+def test_measures_against_plain_loops(pair):
+    pictures, truths, mask = pair
+    mask[1] = False  # the clothes of one picture are hidden
+    squared, absolute, colour, chroma, means = [], [], [], [], []
+    for image, truth, own in zip(pictures, truths, mask, strict=True):
+        labs = []
+        for y, x in zip(*np.nonzero(own), strict=True):
+            squared += [float(v) ** 2 for v in image[y, x] - truth[y, x]]
+            absolute += [abs(float(v)) for v in image[y, x] - truth[y, x]]
+            one, other = naive_lab(image[y, x].tolist()), naive_lab(truth[y, x].tolist())
+            labs.append((one, other))
+            colour.append(math.dist(one, other))
+            chroma.append(math.dist(one[1:], other[1:]))
+        if labs:
+            means.append(math.dist(*np.mean(labs, axis=0)))
+    scores = differences(pictures, truths).within(mask)
+    assert scores.l1 == pytest.approx(np.mean(absolute), rel=1e-5)
+    assert scores.psnr == pytest.approx(10 * math.log10(1 / np.mean(squared)), rel=1e-5)
+    assert scores.colour == pytest.approx(np.mean(colour), rel=1e-5)
+    assert scores.chroma == pytest.approx(np.mean(chroma), rel=1e-5)
+    assert len(means) == 2 and scores.mean_colour == pytest.approx(np.mean(means), rel=1e-5)
+
+
+def test_similarity_against_plain_loops(pair):
+    pictures, truths, mask = pair
+    offsets = np.arange(-5, 6)
+    window = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window = np.outer(window, window) / window.sum() ** 2
+    around = ((5, 5), (5, 5))
+    expected = np.zeros(SHAPE)
+    for index in np.ndindex(SHAPE):
+        n, y, x = index
+        for channel in range(3):
+            a, b = (
+                np.pad(stack[n, ..., channel].astype(np.float64), around, mode="reflect")[y : y + 11, x : x + 11]
+                for stack in (pictures, truths)
+            )
+            ma, mb = (window * a).sum(), (window * b).sum()
+            va, vb = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum()
+            both = (window * (a - ma) * (b - mb)).sum()
+            c1, c2 = 0.01**2, 0.03**2
+            expected[index] += (2 * ma * mb + c1) * (2 * both + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)) / 3
+    found = structural_similarity(pictures, truths)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert differences(pictures, truths).within(mask).ssim == pytest.approx(expected[mask].mean(), abs=1e-4)
+
+
+def test_similarity_of_many_pictures_at_once(rng):
+    pictures, truths = rng.uniform(0, 1, (2, 37, 16, 16, 3))
+    one_by_one = [structural_similarity(a[None], b[None])[0] for a, b in zip(pictures, truths, strict=True)]
+    assert structural_similarity(pictures, truths) == pytest.approx(np.stack(one_by_one), abs=1e-6)
+
+
+def test_equal_pictures(pair):
+    _, truths, mask = pair
+    measured = measure(truths, truths, mask, ["plain", "check", "plain"], ["alike"] * 3)
+    for scores in (*measured.regions.values(), *measured.patterns.values(), *measured.tones.values()):
+        assert (scores.l1, scores.colour, scores.chroma, scores.mean_colour) == (0, 0, 0, 0)
+        assert scores.psnr == math.inf and scores.ssim == pytest.approx(1, abs=1e-6)
+    assert to_json(measured)["regions"]["whole"]["psnr"] is None
+    json.dumps(to_json(measured), allow_nan=False)
+
+
+def test_an_empty_region_has_no_value(pair):
+    pictures, truths, mask = pair
+    scores = measure(pictures, truths, np.zeros_like(mask), ["plain"] * 3, ["alike"] * 3).regions
+    assert all(math.isnan(value) for value in vars(scores["clothes"]).values())
+    assert scores["outside"] == scores["whole"] and scores["whole"].l1 > 0
+
+
+def test_masks_are_respected(pair):
+    pictures, truths, mask = pair
+    right_outside = np.where(mask[..., None], pictures, truths)
+    scores = measure(right_outside, truths, mask, ["plain"] * 3, ["alike"] * 3).regions
+    assert scores["outside"].l1 == scores["outside"].colour == 0 and scores["outside"].psnr == math.inf
+    assert scores["clothes"].l1 > 0
+    assert scores["whole"].l1 == pytest.approx(scores["clothes"].l1 * mask.mean(), rel=1e-5)
+
+
+def test_kinds_of_swaps_are_told_apart(pair):
+    pictures, truths, mask = pair
+    pictures[1] = truths[1]
+    measured = measure(pictures, truths, mask, ["plain", "check", "plain"], ["alike", "alike", TONES[0]])
+    assert set(measured.patterns) == {"plain", "check"} and set(measured.tones) == {"alike", TONES[0]}
+    assert measured.patterns["check"].l1 == 0 < measured.patterns["plain"].l1
+    alone = measure(pictures[2:], truths[2:], mask[2:], ["plain"], ["alike"]).regions["clothes"]
+    assert vars(measured.tones[TONES[0]]) == pytest.approx(vars(alone), rel=1e-5)
+
+
+def test_a_shifted_picture_is_worse(rng):
+    coarse = rng.uniform(0, 1, (2, 8, 6, 3))
+    truths = np.stack([np.asarray(Image.fromarray((255 * c).astype(np.uint8)).resize((48, 64))) for c in coarse])
+    truths = unit(truths)
+    mask = np.ones(truths.shape[:3], bool)
+    scores = [differences(np.roll(truths, shift, axis=2), truths).within(mask) for shift in (0, 1, 3)]
+    for name in ("l1", "colour", "chroma"):
+        values = [getattr(s, name) for s in scores]
+        assert values == sorted(values) and values[0] < values[1] < values[2]
+    assert scores[0].psnr > scores[1].psnr > scores[2].psnr
+    assert scores[0].ssim > scores[1].ssim > scores[2].ssim
+    assert scores[2].mean_colour == pytest.approx(0, abs=1e-4)  # the same pixels elsewhere
+
+
+def test_change_of_tone():
+    grey = np.array([0.2, 0.5, 0.5, 0.8], np.float32)[:, None, None, None]
+    bodies = np.broadcast_to(grey, (4, 6, 5, 3)).copy()
+    truths = np.broadcast_to(np.array([0.8, 0.5, 0.55, 0.2], np.float32)[:, None, None, None], (4, 6, 5, 3)).copy()
+    mask = np.zeros((4, 6, 5), bool)
+    mask[:, 2:4] = True
+    bodies[:, :2] = 1 - truths[:, :2]  # what is outside does not count
+    assert tone_changes(bodies, truths, mask) == [TONES[0], TONES[1], TONES[1], TONES[2]]
+
+
+def test_floors_by_hand(rng):
+    bodies, clothes, truths = rng.uniform(0, 1, (3, 2, 16, 16, 3))
+    masks = rng.random((2, 16, 16)) < 0.4
+    made = floors(bodies, clothes, truths, masks)
+    assert np.array_equal(made["body"], bodies)
+    assert made["grey"][1, 3, 4] == pytest.approx([bodies[1, 3, 4].mean()] * 3)
+    assert made["mean"][0][masks[0]] == pytest.approx(np.tile(truths[0][masks[0]].mean(0), (masks[0].sum(), 1)))
+    assert np.array_equal(made["mean"][~masks], bodies[~masks])
+    # The third of eight stripes is rows 4 and 5. It is painted from column 4 to 11, by the colours of columns 5 to 10.
+    stripe = slice(4, 6)
+    tone = bodies[1, 5, 7].mean() / bodies[1, stripe, 5:11].mean()
+    colour = clothes[1, stripe, 5:11].reshape(-1, 3).mean(0)
+    assert made["stripes"][1, 5, 7] == pytest.approx(np.clip(tone * colour, 0, 1))
+    assert np.array_equal(made["stripes"][..., :4, :], bodies[..., :4, :])
+    assert np.array_equal(made["stripes"][..., 12:, :], bodies[..., 12:, :])
+
+
+@pytest.mark.slow
+def test_floors_of_the_standard_truth_set():
+    """The figures in docs/generation.md; another script computed them first, from the files of `dgfast synth`."""
+    truths = render_truths(truth_parameters((128, 64), 80))
+    bodies, clothes, targets = unit(truths.bodies), unit(truths.clothes), unit(truths.truths)
+    found = {
+        name: differences(images, targets).within(truths.masks)
+        for name, images in floors(bodies, clothes, targets, truths.masks).items()
+    }
+    assert {name: (round(s.l1, 3), round(s.colour, 1), round(s.chroma, 1)) for name, s in found.items()} == {
+        "body": (0.218, 32.0, 17.2),
+        "grey": (0.214, 28.1, 11.1),
+        "stripes": (0.154, 21.0, 9.7),
+        "mean": (0.122, 18.2, 9.8),
+    }
+
+
+# --- The picture
+
+
+def test_swaps_that_are_shown_are_spread_over_the_patterns():
+    patterns = ["plain"] * 5 + ["check"] * 2 + ["bands"]
+    assert chosen(patterns, 4) == [7, 5, 0, 1]
+    assert chosen(patterns, 5) == [7, 5, 6, 0, 1]
+    assert chosen(patterns, 100) == [7, 5, 6, 0, 1, 2, 3, 4]
+
+
+def test_picture_of_swaps():
+    cells = [np.full((6, 4, 3), value, np.float32) for value in (0.1, 0.2, 0.5, 0.75)]
+    sheet = picture([cells, cells, cells])
+    assert sheet.shape == (5 * 8 + 2, 3 * 6 + 2, 3)
+    rows = [sheet[2 + 8 * row + 3, 2 + 6 + 1, 0] for row in range(5)]
+    assert rows == [round(255 * value) for value in (0.1, 0.2)] + [128, 191, 128]  # 2 * |0.5 - 0.75|
+    assert (sheet[:2] == 255).all() and (sheet[8:10] == 255).all()
+
+
+# --- The networks
+
+
+def test_dressing_does_not_depend_on_the_batch(networks, rng):
+    bodies, clothes = rng.integers(0, 256, (2, 5, 48, 48, 3), dtype=np.uint8)
+    whole = dress(networks, bodies, clothes)
+    assert whole.shape == bodies.shape and whole.dtype == np.uint8
+    parts = dress(networks, bodies, clothes, batch=2).astype(int)
+    assert np.abs(parts - whole).max() <= 1  # a rounding at most
+    assert np.abs(dress(networks, bodies, clothes[::-1].copy()).astype(int) - whole).max() > 1
+
+
+def test_owner_is_found_by_the_clothes(networks, rng):
+    clothes = rng.integers(0, 256, (4, 48, 48, 3), dtype=np.uint8)
+    owners = np.array([7, 9, 7, 12])  # the third image shows the first owner again and is not ranked
+    clothes[2] = clothes[0]
+    scores = owner_scores(networks, {"same": clothes, "other": clothes[[1, 3, 3, 0]]}, clothes, owners, alpha=0.5)
+    assert scores["same"] == {"rank1": 100, "mAP": 100}
+    assert scores["other"]["rank1"] == 0 and 30 < scores["other"]["mAP"] <= 50
+
+
+# --- The command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, networks):
+    """A run directory with networks of random weights."""
+    folder = tmp_path_factory.mktemp("quality") / "run"
+    folder.mkdir()
+    write_config(tiny.config(folder, folder), folder)
+    save_model(networks, tiny.MODEL, 3, folder / "model.safetensors")
+    return folder
+
+
+def test_command_leaves_figures_table_and_picture(run, capsys):
+    cli.dispatch(["quality", "--run", str(run), "--swaps", "6", "--identities", "8", "--seed", "3"])
+    printed = capsys.readouterr().out
+    text = (run / "quality.txt").read_text()
+    assert text in printed and "stripe colours by hand" in text and "6 true swaps, 48x48, seed 3" in text
+    report = json.loads((run / "quality.json").read_text())
+    assert report["swaps"] == 6 and report["size"] == [48, 48] and report["seed"] == 3
+    assert set(report["scores"]) == {"ours", "body", "grey", "stripes", "mean"}
+    assert set(report["scores"]["ours"]["regions"]) == {"clothes", "outside", "whole"}
+    assert set(report["owner"]) == {"ours", "body", "truth"}
+    assert sum(report["counts"].get(tone, 0) for tone in TONES) == 6
+    assert f"{report['scores']['ours']['regions']['clothes']['l1']:.3f}" in text
+    assert Image.open(run / "quality.png").size == (6 * 50 + 2, 5 * 50 + 2)
+
+
+def test_the_figures_are_those_of_the_pictures(networks):
+    quality = assess(networks, truth_parameters((48, 48), 4, seed=3, identities=8), 0.5)
+    truths = quality.truths
+    error = np.abs(dress(networks, truths.bodies, truths.clothes) / 255 - truths.truths / 255)
+    assert quality.measured["ours"].regions["clothes"].l1 == pytest.approx(error[truths.masks].mean(), rel=1e-5)
+    error = np.abs(truths.bodies / 255 - truths.truths / 255)
+    assert quality.measured["body"].regions["outside"].l1 == pytest.approx(error[~truths.masks].mean(), rel=1e-5)
+
+
+def test_command_takes_a_file_of_weights(run, tmp_path):
+    out = tmp_path / "here" / "figures.json"
+    model = run / "model.safetensors"
+    cli.dispatch(["quality", "--run", str(model), "--swaps", "2", "--identities", "8", "--out", str(out)])
+    assert sorted(file.name for file in out.parent.iterdir()) == ["figures.json", "figures.png", "figures.txt"]
+    assert json.loads(out.read_text())["size"] == [48, 48]  # of config.json beside the file
+
+
+def test_a_run_that_makes_no_pictures_is_refused(tmp_path):
+    write_config(tiny.config(tmp_path, tmp_path), tmp_path)
+    save_model(make_teacher(tiny.MODEL, 3), tiny.MODEL, 3, tmp_path / "teacher.safetensors")
+    with pytest.raises(UserError, match="a teacher alone") as error:
+        cli.dispatch(["quality", "--run", str(tmp_path)])
+    assert "\n" not in str(error.value)
+
+
+def test_people_whom_the_run_was_trained_on_are_refused(tmp_path, networks):
+    config = replace(tiny.config(tmp_path, tmp_path, data_root=None), synthetic=SyntheticConfig(synthetic_seed=3))
+    write_config(config, tmp_path)
+    save_model(networks, tiny.MODEL, 3, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="--seed 3"):
+        cli.dispatch(["quality", "--run", str(tmp_path), "--seed", "3"])
+
+
+def test_a_run_on_synthetic_people_ends_with_its_quality(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "TRUE_SWAPS", 3)
+    config = replace(tiny.config(tmp_path, tmp_path, data_root=None), preset="quickstart")
+    people = ["--synthetic-train-identities", "2", "--synthetic-test-identities", "2"]
+    train.main([*tiny.flags(config), *people, "--iterations", "1", "--teacher-iterations", "1"])
+    text, printed = (tmp_path / "run" / "table.txt").read_text(), capsys.readouterr().out
+    quality = json.loads((tmp_path / "run" / "report.json").read_text())["quality"]
+    assert text in printed and "DG-Net, both" in text and "3 true swaps of other people" in text
+    for name, title in (("ours", "DG-Net"), ("stripes", "stripe colours by hand")):
+        regions = quality["scores"][name]["regions"]
+        figures = f"{regions['clothes']['l1']:12.3f}{regions['outside']['l1']:12.3f}{regions['clothes']['chroma']:8.1f}"
+        assert f"{title:<24}{figures}\n" in text
+    # The saved model makes the same pictures, so the command finds the same figures.
+    cli.dispatch(["quality", "--run", str(tmp_path / "run"), "--swaps", "3"])
+    again = json.loads((tmp_path / "run" / "quality.json").read_text())
+    assert again["scores"]["stripes"] == quality["scores"]["stripes"]
+    assert again["scores"]["ours"]["regions"]["whole"] == pytest.approx(quality["scores"]["ours"]["regions"]["whole"])
