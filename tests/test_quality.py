@@ -13,6 +13,7 @@ from PIL import Image
 from dgfast.commands import cli, train
 from dgfast.commands.quality import assess, truth_parameters, unit
 from dgfast.config import SyntheticConfig
+from dgfast.data.batches import normalise
 from dgfast.data.loaders.image import read_image
 from dgfast.errors import UserError
 from dgfast.models import DGNet
@@ -21,7 +22,7 @@ from dgfast.pedestrians import Parameters, generate, render_truths
 from dgfast.pedestrians.plan import identity_of
 from dgfast.retrieval.owners import owner_scores
 from dgfast.run_directory import write_config
-from dgfast.synthesis import dress
+from dgfast.synthesis import dress, swap_matrix
 from dgfast.synthesis.quality import (
     TONES,
     chosen,
@@ -294,6 +295,14 @@ def test_dressing_does_not_depend_on_the_batch(networks, rng):
     parts = dress(networks, bodies, clothes, batch=2).astype(int)
     assert np.abs(parts - whole).max() <= 1  # a rounding at most
     assert np.abs(dress(networks, bodies, clothes[::-1].copy()).astype(int) - whole).max() > 1
+
+
+def test_dressing_agrees_with_the_swap_matrix(networks, rng):
+    bodies, clothes = rng.integers(0, 256, (2, 2, 48, 48, 3), dtype=np.uint8)
+    matrix = swap_matrix(networks, normalise(torch.from_numpy(bodies)), normalise(torch.from_numpy(clothes))).numpy()
+    for index, made in enumerate(dress(networks, bodies, clothes)):
+        first = 2 + 50 * (1 + index)  # bodies are the columns and clothes the rows, in cells of 50 pixels
+        assert np.abs(matrix[first : first + 48, first : first + 48].astype(int) - made).max() <= 1
 
 
 def test_owner_is_found_by_the_clothes(networks, rng):

@@ -14,7 +14,7 @@ import torch
 TONE_CHANGE = 15.0  # L* by which clothes must become brighter or darker on average to count as such
 TONES = ("dark to bright", "alike", "bright to dark")
 STRIPES = 8  # of `stripes_by_hand`
-_PEOPLE, _BODIES = (0.25, 0.75), (0.3125, 0.6875)  # shares of the width: what the stripes paint, what gives colours
+_PAINTED, _MEASURED = (0.25, 0.75), (0.3125, 0.6875)  # by stripes: from where to where, as shares of the width
 
 # Of CIE 1931 for sRGB and the white D65 (IEC 61966-2-1): RGB -> XYZ, each relative to white.
 _XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -168,8 +168,8 @@ def stripes_by_hand(bodies: np.ndarray, clothes: np.ndarray) -> np.ndarray:
     """
     dressed = bodies.copy()
     height, width = bodies.shape[1:3]
-    painted = slice(*(round(share * width) for share in _PEOPLE))
-    middle = slice(*(round(share * width) for share in _BODIES))
+    painted = slice(*(round(share * width) for share in _PAINTED))
+    middle = slice(*(round(share * width) for share in _MEASURED))
     edges = np.linspace(0, height, STRIPES + 1).astype(int)
     for top, bottom in zip(edges, edges[1:], strict=False):
         tone = bodies[:, top:bottom].mean(-1)
