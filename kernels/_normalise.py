@@ -15,6 +15,9 @@ There are two ways to cut the work, between which a timing chooses once for each
             them by Chan's formula, always in the same order, and writes. For large planes, for small batches, and for
             the statistics of a sample, which no program can hold
 
+`adain` with a scale and a bias for each of several stripes of the image has kernels of its own, in `_stripes.py`, which
+are cut in the same two ways. They are launched here.
+
 Statistics are Welford's, in fp32. The backward pass reuses them, and computes again on which side of the activation
 each value lies. On a GPU all images are channels-last.
 
@@ -32,6 +35,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ._dispatch import count
+from ._pixels import merge, place, reflected, welford
+from ._stripes import (
+    striped_plane_backward,
+    striped_plane_forward,
+    striped_split_backward,
+    striped_split_forward,
+    striped_split_sums,
+)
 from ._tuning import Tiling, run_fastest, tilings
 from .border import reflect
 
@@ -84,57 +95,6 @@ def finish(y: Tensor, dtype: torch.dtype, residual: Tensor | None, slope: float,
 
 
 @triton.jit
-def _reflected(i, size):
-    """The pixel that pixel i shows, where i may lie in the border: -size < i < 2 size - 1."""
-    i = tl.abs(i)
-    return tl.minimum(i, 2 * (size - 1) - i)
-
-
-@triton.jit
-def _place(i, size, PAD: tl.constexpr, side):
-    """Where pixel i appears along one axis of the bordered image, and whether it does.
-
-    side: 0 asks for its own place, 1 for the one in the border before the image, 2 for the one in the border after it.
-    """
-    place = tl.where(side == 0, i + PAD, tl.where(side == 1, PAD - i, 2 * (size - 1) - i + PAD))
-    before = (i >= 1) & (i <= PAD)
-    after = (i >= size - 1 - PAD) & (i <= size - 2)
-    return place, (side == 0) | ((side == 1) & before) | ((side == 2) & after)
-
-
-@triton.jit
-def _welford(x_ptr, x_h, x_w, c, C, start, stop, W: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Count [BLOCK_S], mean and sum of squared deviations [BLOCK_S, BLOCK_C] of pixels start .. stop - 1.
-
-    Each place of the tile follows its own series of pixels, so that the loop needs no reduction across threads.
-    """
-    mean = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
-    m2 = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
-    s = tl.arange(0, BLOCK_S)
-    for block in range(0, tl.cdiv(stop - start, BLOCK_S)):
-        pixel = start + block * BLOCK_S + s
-        there = (pixel < stop)[:, None] & (c < C)[None, :]
-        offset = (pixel // W) * x_h + (pixel % W) * x_w
-        x = tl.load(x_ptr + offset[:, None] + c[None, :], mask=there, other=0.0).to(tl.float32)
-        delta = tl.where(there, x - mean, 0.0)
-        mean += delta * (1.0 / (block + 1))
-        m2 += delta * (x - mean)
-    count = tl.maximum((stop - start - s + BLOCK_S - 1) // BLOCK_S, 0).to(tl.float32)
-    return count, mean, m2
-
-
-@triton.jit
-def _merge(count, mean, m2, total):
-    """Mean and sum of squared deviations of all, by Chan's formula along the first axis.
-
-    count broadcasts against mean and m2; total is the sum of the counts.
-    """
-    merged = tl.sum(count * mean, 0) / total
-    away = mean - merged[None]
-    return merged, tl.sum(m2 + count * away * away, 0)
-
-
-@triton.jit
 def _affine(scale_ptr, bias_ptr, n, scale_n, bias_n, c, C, rstd, BLOCK_C: tl.constexpr):
     """factor = scale * rstd and bias, [BLOCK_C] each."""
     if scale_ptr is not None:
@@ -158,8 +118,8 @@ def _write_output(
         h = pixel // (W + 2 * PAD)
         w = pixel % (W + 2 * PAD)
         if PAD > 0:
-            h = _reflected(h - PAD, H)
-            w = _reflected(w - PAD, W)
+            h = reflected(h - PAD, H)
+            w = reflected(w - PAD, W)
         x = tl.load(x_ptr + (h * x_h + w * x_w)[:, None] + c[None, :], mask=there, other=0.0).to(tl.float32)
         y = (x - mean[None, :]) * factor[None, :] + bias[None, :]
         if ACTIVATE:
@@ -189,8 +149,8 @@ def _sum_gradients(
         w = pixel % (W + 2 * PAD)
         d = tl.load(grad_ptr + (h * grad_h + w * grad_w)[:, None] + c[None, :], mask=there, other=0.0).to(tl.float32)
         if PAD > 0:
-            h = _reflected(h - PAD, H)
-            w = _reflected(w - PAD, W)
+            h = reflected(h - PAD, H)
+            w = reflected(w - PAD, W)
         x = tl.load(x_ptr + (h * x_h + w * x_w)[:, None] + c[None, :], mask=there, other=0.0).to(tl.float32)
         away = x - mean[None, :]
         if ACTIVATE:
@@ -224,7 +184,7 @@ def _write_gradient(
         ).to(tl.float32)
         if PAD > 0:
             for side in tl.static_range(1, 3):
-                column, shown = _place(w, W, PAD, side)
+                column, shown = place(w, W, PAD, side)
                 offset = (h + PAD) * grad_h + column * grad_w
                 mask = (inside & shown)[:, None] & (c < C)[None, :]
                 d += tl.load(grad_ptr + offset[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -232,8 +192,8 @@ def _write_gradient(
             # is not unrolled, so that the loads cost those others no registers.
             if (first // W <= PAD) | ((first + BLOCK_S - 1) // W >= H - 1 - PAD):
                 for i in range(3, 9):
-                    row, row_shown = _place(h, H, PAD, i // 3)
-                    column, shown = _place(w, W, PAD, i % 3)
+                    row, row_shown = place(h, H, PAD, i // 3)
+                    column, shown = place(w, W, PAD, i % 3)
                     offset = row * grad_h + column * grad_w
                     mask = (inside & row_shown & shown)[:, None] & (c < C)[None, :]
                     d += tl.load(grad_ptr + offset[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -257,8 +217,8 @@ def _plane_forward(
     n = (tl.program_id(0) // tl.cdiv(C, BLOCK_C)).to(tl.int64)
     c = tl.program_id(0) % tl.cdiv(C, BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
     x_ptr += n * x_n
-    count, means, m2 = _welford(x_ptr, x_h, x_w, c, C, 0, H * W, W, BLOCK_S, BLOCK_C)
-    mean, m2 = _merge(count[:, None], means, m2, H * W)
+    count, means, m2 = welford(x_ptr, x_h, x_w, c, C, 0, H * W, W, BLOCK_S, BLOCK_C)
+    mean, m2 = merge(count[:, None], means, m2, H * W)
     rstd = tl.rsqrt(m2 / (H * W) + eps)
     tl.store(mean_ptr + n * C + c, mean, mask=c < C)
     tl.store(rstd_ptr + n * C + c, rstd, mask=c < C)
@@ -320,12 +280,12 @@ def _split_statistics(
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     start = piece * chunk
     stop = tl.minimum(start + chunk, H * W)
-    count, means, m2 = _welford(x_ptr + n * x_n, x_h, x_w, c, C, start, stop, W, BLOCK_S, BLOCK_C)
-    mean, m2 = _merge(count[:, None], means, m2, stop - start)
+    count, means, m2 = welford(x_ptr + n * x_n, x_h, x_w, c, C, start, stop, W, BLOCK_S, BLOCK_C)
+    mean, m2 = merge(count[:, None], means, m2, stop - start)
     if PER_SAMPLE:
         own = tl.minimum(C - block * BLOCK_C, BLOCK_C)
         weight = tl.where(c < C, (stop - start).to(tl.float32), 0.0)
-        mean, m2 = _merge(weight, mean, m2, own * (stop - start))
+        mean, m2 = merge(weight, mean, m2, own * (stop - start))
         at = (n * chunks + piece) * blocks + block
         tl.store(part_mean_ptr + at, mean)
         tl.store(part_m2_ptr + at, m2)
@@ -363,7 +323,7 @@ def _split_forward(
         at = n * chunks * blocks + p
         total = (H * W).to(tl.float32) * C
         count = tl.where(known, count, 0).to(tl.float32)
-        mean, m2 = _merge(
+        mean, m2 = merge(
             count,
             tl.load(part_mean_ptr + at, mask=known, other=0.0),
             tl.load(part_m2_ptr + at, mask=known, other=0.0),
@@ -379,7 +339,7 @@ def _split_forward(
         count = tl.maximum(tl.minimum(H * W - p * chunk, chunk), 0).to(tl.float32)
         known = (p < chunks)[:, None] & (c < C)[None, :]
         at = (n * chunks + p)[:, None] * C + c[None, :]
-        mean, m2 = _merge(
+        mean, m2 = merge(
             count[:, None],
             tl.load(part_mean_ptr + at, mask=known, other=0.0),
             tl.load(part_m2_ptr + at, mask=known, other=0.0),
@@ -551,16 +511,35 @@ def _channels_last(x: Tensor, name: str, per_sample: bool) -> Tensor:
 
 
 def _rows(x: Tensor | None) -> Tensor | None:
-    """[N, C] or [C] with its channels adjacent."""
+    """[N, S, C], [N, C] or [C] with its channels adjacent."""
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _sample_stride(x: Tensor | None) -> int:
-    return x.stride(0) if x is not None and x.ndim == 2 else 0
+def _row_strides(x: Tensor | None) -> tuple[int, ...]:
+    """Strides of sample and stripe of [N, S, C]; of the sample alone of [N, C], and of [C], where it is 0."""
+    return (0,) if x is None or x.ndim == 1 else x.stride()[:-1]
+
+
+def _stripes_of(scale: Tensor | None) -> int:
+    """The number of stripes of [N, S, C]; 0 where scale is the same in the whole plane."""
+    return scale.shape[1] if scale is not None and scale.ndim == 3 else 0
 
 
 def _strides(x: Tensor | None) -> tuple[int, int, int]:
     return (0, 0, 0) if x is None else (x.stride(0), x.stride(2), x.stride(3))
+
+
+def _candidates(x: Tensor, stripes: int, per_sample: bool, backward: bool) -> list[Tiling]:
+    """The tilings worth timing."""
+    n, c, h, w = x.shape
+    found = tilings(x.element_size(), n, c, h * w, per_sample)
+    if not stripes:
+        return found
+    if backward and x.element_size() == 2:
+        # A thread keeps factor, bias and two sums of every value in its part of the tile. Of 16 values, as in 16-bit
+        # formats, that is more than its registers hold.
+        found = [t._replace(pixels=t.pixels // 2) for t in found]
+    return [t for t in found if t.serves_rows(h)]
 
 
 def forward(
@@ -577,7 +556,7 @@ def forward(
 
     Args:
         x: [N, C, H, W].
-        scale: [N, C], or [C] where the statistics are those of a sample; None: plain instance norm.
+        scale: [N, C], [N, S, C], or [C] where the statistics are those of a sample; None: plain instance norm.
         bias: as scale.
         residual: [N, C, H, W], added after the activation.
         eps: added to the variance, or to the deviation where the statistics are those of a sample.
@@ -594,12 +573,20 @@ def forward(
     scale, bias = _rows(scale), _rows(bias)
     n, c, h, w = x.shape
     tensors = (x, scale, bias, residual, out, mean, rstd)
-    strides = (*_strides(x), _sample_stride(scale), _sample_stride(bias), *_strides(residual))
+    strides = (*_strides(x), *_row_strides(scale), *_row_strides(bias), *_strides(residual))
+    stripes = _stripes_of(scale)
     constants = {"W": w, "PAD": pad, "ACTIVATE": slope != 1.0}
 
     def run(t: Tiling) -> None:
         blocks = triton.cdiv(c, t.channels)
         tile = t.constants()
+        rows = t.rows(h, w)
+        if not t.chunk and stripes:
+            launch(
+                striped_plane_forward, n * blocks, *tensors, *strides, c, h, stripes, eps, slope,
+                ROWS=rows, **constants, **tile,
+            )  # fmt: skip
+            return
         if not t.chunk:
             launch(_plane_forward, n * blocks, *tensors, *strides, c, h, eps, slope, **constants, **tile)
             return
@@ -612,13 +599,21 @@ def forward(
             W=w, PER_SAMPLE=per_sample, **tile,
         )  # fmt: skip
         held = triton.next_power_of_2(chunks * blocks if per_sample else chunks)
+        if stripes:
+            launch(
+                striped_split_forward, n * triton.cdiv(h, rows) * blocks, *tensors, *part, *strides, c, h, stripes,
+                eps, slope, t.chunk, CHUNKS=held, ROWS=rows, **constants, **tile,
+            )  # fmt: skip
+            return
         launch(
             _split_forward, n * pieces * blocks, *tensors, *part, *strides, c, h, eps, slope, t.chunk,
             PER_SAMPLE=per_sample, BLOCK_P=held, **constants, **tile,
         )  # fmt: skip
 
-    call = ("forward", x.dtype, c, (h * w).bit_length(), n.bit_length(), pad, per_sample, residual is None)
-    run_fastest(x.device, call, tilings(x.element_size(), n, c, h * w, per_sample), run)
+    # Where there are stripes, the rows decide which tilings there are.
+    rows = (h, stripes) if stripes else ()
+    call = ("forward", x.dtype, c, (h * w).bit_length(), n.bit_length(), pad, per_sample, residual is None, *rows)
+    run_fastest(x.device, call, _candidates(x, stripes, per_sample, False), run)
     return out, mean, rstd
 
 
@@ -667,12 +662,34 @@ def backward(
         dbias if own_rows else None,
         None if residual_dtype is None else dresidual,
     )
-    strides = (*_strides(x), *_strides(grad), _sample_stride(scale), _sample_stride(bias))
+    strides = (*_strides(x), *_strides(grad), *_row_strides(scale), *_row_strides(bias))
+    stripes = _stripes_of(scale)
     constants = {"W": w, "PAD": pad, "ACTIVATE": slope != 1.0}
 
     def run(t: Tiling) -> None:
         blocks = triton.cdiv(c, t.channels)
         tile = t.constants()
+        rows = t.rows(h, w)
+        if not t.chunk and stripes:
+            launch(
+                striped_plane_backward, n * blocks, *tensors, *outputs, *strides, c, h, stripes, slope,
+                ROWS=rows, **constants, **tile,
+            )  # fmt: skip
+            return
+        if stripes:
+            pieces = triton.cdiv(h, rows)
+            sums = [
+                torch.empty((n, length, c), dtype=torch.float32, device=x.device) for length in (h, h, pieces, pieces)
+            ]
+            launch(
+                striped_split_sums, n * pieces * blocks, *tensors, *sums, *strides, c, h, stripes, slope,
+                ROWS=rows, **constants, **tile,
+            )  # fmt: skip
+            launch(
+                striped_split_backward, n * pieces * blocks, *tensors, *sums, *outputs, *strides, c, h, stripes, slope,
+                ROWS=rows, **constants, **tile,
+            )  # fmt: skip
+            return
         if not t.chunk:
             launch(_plane_backward, n * blocks, *tensors, *outputs, *strides, c, h, slope, **constants, **tile)
             return
@@ -694,8 +711,10 @@ def backward(
             dscale.copy_(part[0].sum((0, 1)))
             dbias.copy_(part[1].sum((0, 1)))
 
-    call = ("backward", x.dtype, c, (h * w).bit_length(), n.bit_length(), pad, per_sample, residual_dtype)
-    run_fastest(x.device, call, tilings(x.element_size(), n, c, h * w, per_sample), run)
+    # Where there are stripes, the rows decide which tilings there are.
+    rows = (h, stripes) if stripes else ()
+    call = ("backward", x.dtype, c, (h * w).bit_length(), n.bit_length(), pad, per_sample, residual_dtype, *rows)
+    run_fastest(x.device, call, _candidates(x, stripes, per_sample, True), run)
     return dx, dscale, dbias, dresidual
 
 

@@ -28,6 +28,24 @@ class Tiling(NamedTuple):
         """
         return {"BLOCK_S": self.pixels, "BLOCK_C": self.channels, "num_warps": self.warps, "maxnreg": 128}
 
+    def serves_rows(self, height: int) -> bool:
+        """Return whether the kernels of `_stripes.py` take this tiling: a program for a whole plane holds all its rows.
+
+        Args:
+            height: of the image, pixels.
+        """
+        return self.chunk > 0 or triton.next_power_of_2(height) <= self.pixels
+
+    def rows(self, height: int, width: int) -> int:
+        """Return how many rows a program of `_stripes.py` owns, a power of two.
+
+        Args:
+            height: of the image, pixels.
+            width: of the image, pixels.
+        """
+        most = min(self.pixels, triton.next_power_of_2(height))
+        return min(most, 1 << max(0, (self.chunk // width).bit_length() - 1)) if self.chunk else most
+
 
 def tilings(itemsize: int, samples: int, channels: int, pixels: int, per_sample: bool) -> list[Tiling]:
     """List the tilings worth timing for x [N, C, H, W], the most promising first.

@@ -119,8 +119,10 @@ def adain(
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"adain: residual has shape {tuple(residual.shape)}, expected x's {tuple(x.shape)}")
     tensors = [t for t in (x, scale, bias, residual) if t is not None]
-    reason = "scale and bias in stripes" if scale is not None and scale.ndim == 3 else None
-    if takes_triton("adain", impl, tensors, unsuitable(x, pad) or reason):
+    reason = unsuitable(x, pad)
+    if reason is None and scale is not None and scale.ndim == 3 and x.shape[2] >= 2**23:
+        reason = "stripes of an image of 2^23 rows"  # the interpolation counts in 32 bits
+    if takes_triton("adain", impl, tensors, reason):
         return normalise(x, scale, bias, residual, eps, slope, pad, False)[0]
     return adain_eager(x, scale, bias, residual, eps, slope, pad)
 

@@ -102,6 +102,74 @@ def test_adain_against_fp64(cut, shape, dtype, tiling, pad, injected, residual, 
 
 
 @pytest.mark.parametrize(
+    ("shape", "stripes", "dtype", "tiling", "pad", "residual", "slope"),
+    [
+        ((2, 16, 8, 6), 3, FP32, PLANE, 1, True, 0.2),
+        ((2, 16, 8, 6), 3, FP32, SPLIT, 1, True, 0.2),
+        ((2, 16, 8, 6), 1, FP32, PLANE, 0, True, 1.0),
+        ((2, 16, 8, 6), 1, FP32, SPLIT, 1, False, 0.2),
+        ((1, 17, 13, 5), 8, FP32, PLANE, 2, False, 1.0),  # two blocks of channels; H no multiple of S
+        ((1, 17, 13, 5), 8, FP32, Tiling(16, 16, 4, 32), 0, True, 0.2),  # chunks that are no whole rows
+        ((3, 33, 7, 9), 3, FP32, Tiling(16, 64, 4, 0), 0, True, 0.2),
+        ((2, 3, 3, 4), 8, FP32, PLANE, 2, True, 0.2),  # fewer rows than stripes; every row lies in both borders
+        ((2, 3, 3, 4), 8, FP32, SPLIT, 2, True, 0.2),
+        ((1, 5, 1, 13), 3, FP32, PLANE, 0, False, 0.2),
+        ((1, 4, 35, 3), 8, FP32, Tiling(4, 8, 4, 4), 1, True, 0.2),  # one row a program: more than BLOCK_P pieces
+        ((1, 4, 130, 3), 2, FP32, Tiling(16, 8, 4, 64), 1, False, 0.2),  # more than BLOCK_P rows have a share
+        ((1, 4, 5, 40), 64, FP32, Tiling(16, 8, 4, 32), 1, False, 0.2),  # rows longer than a chunk
+        ((2, 20, 9, 11), 3, BF16, PLANE, 1, True, 0.2),
+        ((2, 20, 9, 11), 8, BF16, SPLIT, 3, False, 0.2),
+        ((2, 20, 9, 11), 8, FP16, PLANE, 1, True, 1.0),
+        ((2, 20, 9, 11), 3, FP16, SPLIT, 1, True, 0.2),
+        ((1, 8, 67, 61), 8, FP32, Tiling(512, 8, 4, 0), 1, False, 0.2),
+        ((1, 8, 67, 61), 8, BF16, Tiling(512, 8, 4, 1024), 1, True, 0.2),
+    ],
+)
+def test_adain_in_stripes_against_fp64(launches, cut, shape, stripes, dtype, tiling, pad, residual, slope):
+    cut(tiling)
+    n, c = shape[:2]
+    x = (random(*shape) * 0.1 + 5).to(dtype)
+    # Both come out of one layer, as the halves of its output, so their rows are not dense.
+    scale, bias = random(n, stripes, 2 * c, dtype=dtype, seed=1).chunk(2, 2)
+    added = random(*shape, dtype=dtype, seed=3) if residual else None
+    exact = [None if t is None else t.double().requires_grad_() for t in (x, scale, bias, added)]
+    expected = adain_eager(*exact, 1e-5, slope, pad)
+    upstream = random(*expected.shape, dtype=dtype, seed=4)
+    expected.backward(upstream.double())
+
+    out, mean, rstd = _normalise.forward(x, scale, bias, added, 1e-5, slope, pad, False)
+    folded = dtype if residual and pad else None
+    found = _normalise.backward(upstream, x, scale, bias, mean, rstd, folded, 1e-5, slope, pad, False)
+
+    assert all(name.startswith("striped") or name == "_split_statistics" for name in launches)
+    assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+    check(out, expected, dtype, "output")
+    for name, gradient, reference in zip(("x", "scale", "bias", "residual"), found, exact, strict=True):
+        if reference is not None and (name != "residual" or folded):
+            assert gradient.dtype == dtype and gradient.shape == reference.shape
+            check(gradient, reference.grad, dtype, name)
+
+
+@pytest.mark.parametrize("tiling", [PLANE, SPLIT])
+def test_equal_stripes_are_the_whole_plane(cut, tiling):
+    """Values and gradients of x as with [N, C]; the gradients of the stripes add up to that of the plane."""
+    cut(tiling)
+    inputs = [t.requires_grad_() for t in (random(2, 16, 8, 6), random(2, 16, seed=1), random(2, 16, seed=2))]
+    x, *rows = inputs
+    stripes = [t.detach()[:, None].repeat(1, 3, 1).requires_grad_() for t in rows]
+    expected = adain(x, *rows, slope=0.2, pad=1, impl="triton")
+    found = adain(x, *stripes, slope=0.2, pad=1, impl="triton")
+    upstream = random(*expected.shape, seed=4)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found, (x, *stripes), upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.sum(1) if one.ndim == 3 else one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("shape", "dtype", "tiling", "pad", "slope"),
     [
         ((2, 16, 8, 6), FP32, SPLIT, 0, 0.2),
@@ -141,14 +209,17 @@ def test_border_is_the_reflection_of_the_inside():
     )
 
 
-def test_views_are_read_in_place_and_other_layouts_converted():
+@pytest.mark.parametrize("stripes", [0, 3])
+def test_views_are_read_in_place_and_other_layouts_converted(stripes):
     x, added = random(2, 16, 6, 5), random(2, 16, 6, 5, seed=1)
     upstream = random(2, 16, 8, 7, seed=2)
+    # Rows whose channels are not adjacent are small enough to be copied unsaid.
+    rows = random(2, 2, 16, stripes, seed=3).transpose(2, 3).unbind() if stripes else (None, None)
 
     def run(x, added, upstream):
         x, added = x.detach().requires_grad_(), added.detach().requires_grad_()
         before = Counter(fallbacks())
-        out = adain(x, slope=0.2, residual=added, pad=1, impl="triton")
+        out = adain(x, *rows, slope=0.2, residual=added, pad=1, impl="triton")
         out.backward(upstream)
         return (out, x.grad, added.grad), Counter(fallbacks()) - before
 
@@ -182,7 +253,19 @@ def test_launches(launches, cut):
         out.backward(out.detach())
         assert launches == backward
         launches.clear()
-    out = layer_norm(x, scale[0], bias[0], slope=0.2, impl="triton")
+    scale, bias = random(2, 3, 16, seed=2).requires_grad_(), random(2, 3, 16, seed=3).requires_grad_()
+    for tiling, forward, backward in (
+        (PLANE, ["striped_plane_forward"], ["striped_plane_backward"]),
+        (SPLIT, ["_split_statistics", "striped_split_forward"], ["striped_split_sums", "striped_split_backward"]),
+    ):
+        cut(tiling)
+        out = adain(x, scale, bias, slope=0.2, residual=added, pad=1, impl="triton")
+        assert launches == forward
+        launches.clear()
+        out.backward(out.detach())
+        assert launches == backward
+        launches.clear()
+    out = layer_norm(x, scale[0, 0], bias[0, 0], slope=0.2, impl="triton")
     out.backward(out.detach())
     assert launches == ["_split_statistics", "_split_forward", "_split_sums", "_split_backward"]
 
@@ -237,23 +320,26 @@ def test_only_wanted_gradients(launches):
     assert not launches and torch.equal(added.grad, 2 * out.detach())
 
 
-def test_same_bits_twice(cut):
+@pytest.mark.parametrize("per_sample", [True, False], ids=["layer norm", "stripes"])
+def test_same_bits_twice(cut, per_sample):
     cut(SPLIT)
-    x, gamma, beta = random(2, 16, 12, 10), random(16, seed=1), random(16, seed=2)
+    x = random(2, 16, 12, 10)
+    scale, bias = (random(*(() if per_sample else (2, 3)), 16, seed=seed) for seed in (1, 2))
 
     def run():
-        out, mean, rstd = _normalise.forward(x, gamma, beta, None, 1e-5, 0.2, 1, True)
-        return out, *_normalise.backward(out, x, gamma, beta, mean, rstd, None, 1e-5, 0.2, 1, True)
+        out, mean, rstd = _normalise.forward(x, scale, bias, None, 1e-5, 0.2, 1, per_sample)
+        return out, *_normalise.backward(out, x, scale, bias, mean, rstd, None, 1e-5, 0.2, 1, per_sample)
 
     assert all(map(torch.equal, run(), run()))
 
 
-@pytest.mark.parametrize("case", ["injected", "plain", "layer norm"])
+@pytest.mark.parametrize("case", ["injected", "stripes", "plain", "layer norm"])
 def test_opcheck(case):
     torch.use_deterministic_algorithms(False)  # its own comparisons read the NaN of unused outputs
     x = random(2, 16, 6, 5).requires_grad_()
-    if case == "injected":
-        rows = random(2, 16, seed=1).requires_grad_(), random(2, 16, seed=2).requires_grad_()
+    if case in ("injected", "stripes"):
+        shape = (2, 3, 16) if case == "stripes" else (2, 16)
+        rows = random(*shape, seed=1).requires_grad_(), random(*shape, seed=2).requires_grad_()
         args = (x, *rows, inside(random(2, 16, 6, 5, seed=3)).requires_grad_(), 1e-5, 0.2, 1, False)
     elif case == "plain":
         args = (x, None, None, None, 1e-5, 1.0, 0, False)
@@ -268,6 +354,7 @@ def test_compiles_into_one_graph():
 
     def block(x, added, *rows):
         y = adain(x * 2, *rows, slope=0.2, residual=added, pad=1, impl="triton")
+        y = adain(y, *(torch.stack((one, 2 * one), 1) for one in rows), slope=0.2, impl="triton")
         return layer_norm(y, rows[0][0], rows[1][0], impl="triton")
 
     out = block(x, added, *rows)
