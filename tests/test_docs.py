@@ -29,6 +29,7 @@ FILE_ENDINGS = {*SUFFIXES.split("|"), *"jsonl npy pt pth png jpg safetensors so 
 WRITTEN = {
     "best.npz": "what an example of `dgfast rerank` writes",
     "eval-DATASET.json": "what `dgfast eval` writes",
+    "quality-DATASET.json": "what `dgfast quality` writes of photographs",
     "manifest.json": "what `dgfast synth` writes",
     "profile.json": "what an example of `dgfast profile` writes",
     "sweep.json": "what an example of `dgfast profile` writes",

@@ -13,6 +13,7 @@ from PIL import Image
 from dgfast.commands import cli, train
 from dgfast.commands.quality import assess, truth_parameters, unit
 from dgfast.config import SyntheticConfig
+from dgfast.data import load_reid
 from dgfast.data.batches import normalise
 from dgfast.data.loaders.image import read_image
 from dgfast.errors import UserError
@@ -28,13 +29,14 @@ from dgfast.synthesis.quality import (
     chosen,
     cielab,
     differences,
+    diversity,
     floors,
     measure,
     picture,
     structural_similarity,
-    to_json,
     tone_changes,
 )
+from dgfast.training.samples import spread
 from tests import tiny
 
 SHAPE = (3, 22, 14)  # pictures, height, width
@@ -178,8 +180,8 @@ def test_equal_pictures(pair):
     for scores in (*measured.regions.values(), *measured.patterns.values(), *measured.tones.values()):
         assert (scores.l1, scores.colour, scores.chroma, scores.mean_colour) == (0, 0, 0, 0)
         assert scores.psnr == math.inf and scores.ssim == pytest.approx(1, abs=1e-6)
-    assert to_json(measured)["regions"]["whole"]["psnr"] is None
-    json.dumps(to_json(measured), allow_nan=False)
+    assert measured.to_json()["regions"]["whole"]["psnr"] is None
+    json.dumps(measured.to_json(), allow_nan=False)
 
 
 def test_an_empty_region_has_no_value(pair):
@@ -264,6 +266,13 @@ def test_floors_of_the_standard_truth_set():
         "stripes": (0.154, 21.0, 9.7),
         "mean": (0.122, 18.2, 9.8),
     }
+
+
+def test_diversity_against_plain_loops(rng):
+    pictures = rng.uniform(0, 1, (2, 5, 6, 4, 3))
+    pairs = [np.abs(own[i] - own[j]).mean() for own in pictures for i in range(5) for j in range(i)]
+    assert diversity(pictures) == pytest.approx(np.mean(pairs))
+    assert diversity(np.repeat(pictures[:, :1], 5, axis=1)) == pytest.approx(0, abs=1e-12)
 
 
 # --- The picture
@@ -357,6 +366,23 @@ def test_command_takes_a_file_of_weights(run, tmp_path):
     cli.dispatch(["quality", "--run", str(model), "--swaps", "2", "--identities", "8", "--out", str(out)])
     assert sorted(file.name for file in out.parent.iterdir()) == ["figures.json", "figures.png", "figures.txt"]
     assert json.loads(out.read_text())["size"] == [48, 48]  # of config.json beside the file
+
+
+def test_command_on_photographs(run, market, networks, capsys):
+    cli.dispatch(["quality", "--run", str(run), "--data-root", str(market), "--swaps", "6"])
+    report = json.loads((run / "quality-market1501.json").read_text())
+    text = (run / "quality-market1501.txt").read_text()
+    assert text in capsys.readouterr().out and report["photographs"] == 6
+    records = spread(load_reid(market, progress=False).query, 6)
+    images = np.stack([np.asarray(read_image(record.path)) for record in records])  # of the run's size already
+    error = np.abs(dress(networks, images, images) / 255 - images / 255)
+    assert report["reconstruction"]["l1"] == pytest.approx(error.mean(), abs=1e-4)
+    dressed = [dress(networks, np.repeat(body[None], 6, 0), images) / 255 for body in images]
+    assert report["diversity"]["ours"] == pytest.approx(diversity(np.stack(dressed)), abs=1e-4)
+    assert f"SSIM {report['reconstruction']['ssim']:.3f}" in text
+    assert Image.open(run / "quality-market1501.png").size == (7 * 50 + 2, 7 * 50 + 2)
+    with pytest.raises(UserError, match="expected at least 2"):
+        cli.dispatch(["quality", "--run", str(run), "--data-root", str(market), "--swaps", "1"])
 
 
 def test_a_run_that_makes_no_pictures_is_refused(tmp_path):

@@ -12,14 +12,28 @@ import tyro
 
 import dgfast
 from dgfast import run_directory
-from dgfast.config import Config
+from dgfast.config import Config, DatasetName, LoaderName, Variant
+from dgfast.data import ReidData, evaluation_batches, load_reid
+from dgfast.data.batches import denormalise
 from dgfast.errors import UserError
 from dgfast.files import write_json, write_png, write_text
 from dgfast.models import DGNet
 from dgfast.pedestrians import Parameters, SwapTruths, render_truths
 from dgfast.retrieval.owners import owner_scores
-from dgfast.synthesis import dress
-from dgfast.synthesis.quality import Measured, chosen, floors, measure, picture, table, to_json, tone_changes
+from dgfast.synthesis import dress, swap_matrix
+from dgfast.synthesis.quality import (
+    Measured,
+    chosen,
+    differences,
+    diversity,
+    floors,
+    measure,
+    picture,
+    stripes_by_hand,
+    table,
+    tone_changes,
+)
+from dgfast.training.samples import spread
 
 HELP = """Compare generated people in other people's clothes with the rendered truth.
 
@@ -32,10 +46,16 @@ dgfast quality --run runs/latest
 
 dgfast quality --run runs/latest --swaps 200 --difficulty 0.5        (more swaps, harder cameras)
 
+dgfast quality --run runs/latest --data-root /data/Market-1501       (photographs: there is no truth; see below)
+
 dgfast quality --run released-weights/ --seed 5        (what `dgfast import-reference` wrote; other people)
+
+Of photographs nobody knows the truth. With --data-root, people are dressed in their own clothes, which should give the
+photograph back, and twenty of them in ten others' clothes, which should give different pictures.
 """
 SEED = 77  # of the people; no preset trains on them
 SHOWN = 10  # swaps in the picture
+BODIES, CLOTHES = 20, 10  # of photographs: people who are dressed, and in how many clothes
 
 
 @dataclass(frozen=True)
@@ -45,16 +65,24 @@ class Command:
     run: Path
     """Run directory, model.safetensors, or a folder that `dgfast import-reference` wrote."""
     swaps: int = 80
-    """True swaps to draw; 80 take some five seconds at 128x64."""
+    """True swaps to draw, which takes some five seconds at 128x64; with --data-root: photographs to look at."""
     seed: int = SEED
     """Another seed, other people, cameras and scenes."""
     identities: int = 80
     """People to draw the swaps from: the second half of them."""
     difficulty: float = 0.25
     """0: all cameras alike; 1: they differ as much as they can."""
+    data_root: Path | None = None
+    """Folder of a data set of photographs, to be looked at instead of synthetic people."""
+    dataset: DatasetName = "auto"
+    """Layout of that folder; auto looks at what is there."""
+    variant: Variant = "labeled"
+    """Boxes of CUHK03-NP."""
+    loader: LoaderName = "auto"
+    """What decodes and resizes the photographs; auto: DALI where it works, else torchvision."""
     out: Path | None = None
     """File for all figures, as JSON; table and picture stand beside it, as .txt and .png. Default: quality.json in the
-    run directory."""
+    run directory, or quality-DATASET.json."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +104,7 @@ class Quality:
         """All figures, as JSON has a form for."""
         return {
             "swaps": len(self.ours),
-            "scores": {name: to_json(measured) for name, measured in self.measured.items()},
+            "scores": {name: measured.to_json() for name, measured in self.measured.items()},
             "owner": self.owners,
             "counts": self.counts,
         }
@@ -101,28 +129,78 @@ def main(argv: list[str] | None = None) -> None:
     """
     command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast quality", description=HELP)
     networks, config, folder = _open(command.run)
+    networks.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    size = config.data.image_height, config.data.image_width
+    if command.data_root is None:
+        found = _beside_truth(command, networks, config, size)
+    else:
+        data = load_reid(command.data_root, command.dataset, variant=command.variant)
+        print(data.summary())
+        found = _of_photographs(command, networks, data, size)
+    report = command.out or folder / f"{found.name}.json"
+    try:
+        write_json(found.figures, report)
+        write_text(found.text, report.with_suffix(".txt"))
+        write_png(found.picture, report.with_suffix(".png"))
+    except OSError as error:
+        raise UserError(f"--out {report} cannot be written ({error.strerror}); pass another file") from error
+    print(f"{found.text}\npicture  {report.with_suffix('.png')}\nreport   {report}")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the command writes."""
+
+    name: str  # of the files
+    figures: dict[str, Any]
+    text: str
+    picture: np.ndarray
+
+
+def _beside_truth(command: Command, networks: DGNet, config: Config, size: tuple[int, int]) -> _Found:
+    """Figures of synthetic people, whose truth is known."""
     if config.data.data_root is None and config.synthetic.synthetic_seed == command.seed:
         raise UserError(
             f"--seed {command.seed} is that of the people whom {command.run} was trained on; expected people whom it"
             f" has not seen: pass another --seed"
         )
-    size = config.data.image_height, config.data.image_width
-    quality = assess(
-        networks.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        truth_parameters(size, command.swaps, command.seed, command.identities, command.difficulty),
-        config.evaluation.alpha,
-        progress=True,
-    )
+    parameters = truth_parameters(size, command.swaps, command.seed, command.identities, command.difficulty)
+    quality = assess(networks, parameters, config.evaluation.alpha, progress=True)
     settings = {"seed": command.seed, "identities": command.identities, "difficulty": command.difficulty, "size": size}
     text = f"{command.swaps} true swaps, {size[0]}x{size[1]}, seed {command.seed}\n\n{quality.table()}\n"
-    report = command.out or folder / "quality.json"
-    try:
-        write_json(settings | quality.to_json(), report)
-        write_text(text, report.with_suffix(".txt"))
-        write_png(quality.picture(), report.with_suffix(".png"))
-    except OSError as error:
-        raise UserError(f"--out {report} cannot be written ({error.strerror}); pass another file") from error
-    print(f"{text}\npicture  {report.with_suffix('.png')}\nreport   {report}")
+    return _Found("quality", settings | quality.to_json(), text, quality.picture())
+
+
+def _of_photographs(command: Command, networks: DGNet, data: ReidData, size: tuple[int, int]) -> _Found:
+    """Figures of photographs, which need no truth: reconstructions, and how much clothes change a picture."""
+    records = spread(data.query or data.train, command.swaps)
+    if len(records) < 2:
+        raise UserError(
+            f"{data.root}: --swaps {command.swaps} gives {len(records)} query or training images; expected at least 2"
+        )
+    batches = evaluation_batches(command.loader, records, size, 32, device=next(networks.parameters()).device)
+    images = torch.cat([images for images, _ in batches])
+    photographs = denormalise(images).permute(0, 2, 3, 1).cpu().numpy()
+    again = dress(networks, photographs, photographs)
+    same = differences(unit(again), unit(photographs)).within(np.ones(photographs.shape[:3], bool))
+    kinds = min(CLOTHES, len(records))
+    shape = (-1, kinds, *photographs.shape[1:])
+    bodies = np.repeat(photographs[:BODIES], kinds, axis=0)
+    clothes = np.tile(photographs[-kinds:], (len(photographs[:BODIES]), 1, 1, 1))
+    swaps = dress(networks, bodies, clothes)
+    changes = {
+        "ours": diversity(unit(swaps).reshape(shape)),
+        "stripes": diversity(stripes_by_hand(unit(bodies), unit(clothes)).reshape(shape)),
+    }
+    text = (
+        f"{data.name}: {len(records)} photographs, {size[0]}x{size[1]}\n"
+        f"  reconstructions         L1 {same.l1:.3f}  PSNR {same.psnr:.1f}  SSIM {same.ssim:.3f}\n"
+        f"  diversity of swaps      L1 {changes['ours']:.3f}  (stripe colours by hand: {changes['stripes']:.3f})\n"
+    )
+    figures = {"dataset": data.name, "photographs": len(records), "size": size}
+    figures |= {"reconstruction": same.to_json(), "diversity": changes}
+    sheet = swap_matrix(networks, images[:SHOWN], images[-kinds:]).numpy()
+    return _Found(f"quality-{data.name}", figures, text, sheet)
 
 
 def truth_parameters(

@@ -6,7 +6,7 @@ all pictures together. docs/generation.md defines every measure in words.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ class Scores:
     """The same without lightness: the distance in a* and b*."""
     mean_colour: float
     """CIE76 difference of the mean colours of a picture's region, mean over the pictures that have one."""
+
+    def to_json(self) -> dict[str, float | None]:
+        """The scores, rounded; None for what is infinite or has no value, which JSON has no form for."""
+        return {name: round(value, 5) if math.isfinite(value) else None for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,21 @@ def tone_changes(bodies: np.ndarray, truths: np.ndarray, masks: np.ndarray) -> l
     return [TONES[1 + (value < -TONE_CHANGE) - (value > TONE_CHANGE)] for value in change]
 
 
+def diversity(pictures: np.ndarray) -> float:
+    """How much the clothes change a picture: mean L1 between two pictures of one body in different clothes.
+
+    Args:
+        pictures: [B, C, H, W, 3] float, 0 .. 1: B bodies in C >= 2 clothes each.
+    Returns:
+        mean over bodies, pairs of clothes and pixels, 0 .. 1; 0: the clothes do not matter.
+    """
+    kinds = pictures.shape[1]
+    # In ascending order the value of rank k stands above k others and below C - 1 - k, in as many differences.
+    weights = 2 * np.arange(kinds) - (kinds - 1)
+    means = np.sort(pictures, axis=1).mean((0, 2, 3, 4), dtype=np.float64)
+    return float(weights @ means / (kinds * (kinds - 1) / 2))
+
+
 @dataclass(frozen=True)
 class Measured:
     """Scores of one kind of picture on a truth set."""
@@ -204,6 +223,12 @@ class Measured:
     """Pattern of the upper garment -> scores of the clothes in those swaps."""
     tones: dict[str, Scores]
     """One of `TONES` -> scores of the clothes in those swaps."""
+
+    def to_json(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """Group -> kind -> name of the score -> its value, as JSON has a form for."""
+        return {
+            group: {kind: scores.to_json() for kind, scores in kinds.items()} for group, kinds in vars(self).items()
+        }
 
 
 def measure(
@@ -318,19 +343,3 @@ def short_table(measured: Mapping[str, Measured]) -> str:
         clothes, outside = measured[name].regions["clothes"], measured[name].regions["outside"]
         lines.append(f"{TITLES[name]:<24}{clothes.l1:12.3f}{outside.l1:12.3f}{clothes.chroma:8.1f}")
     return "\n".join(lines)
-
-
-def to_json(measured: Measured) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Scores as JSON has a form for: rounded, and null for what is infinite or has no value.
-
-    Args:
-        measured: scores of one kind of picture.
-    """
-
-    def plain(value: float) -> float | None:
-        return round(value, 5) if math.isfinite(value) else None
-
-    return {
-        group: {kind: {name: plain(value) for name, value in scores.items()} for kind, scores in kinds.items()}
-        for group, kinds in asdict(measured).items()
-    }
