@@ -25,6 +25,7 @@ class Call(NamedTuple):
     name: who makes it.
     shape: x's [N, C, H, W].
     injected: with scale and bias.
+    stripes: of scale and bias; 0: one pair for the whole plane.
     residual: with a residual.
     slope: LeakyReLU's; 1.0: no activation.
     pad: width of the border, pixels.
@@ -38,11 +39,13 @@ class Call(NamedTuple):
     slope: float = 1.0
     pad: int = 0
     per_sample: bool = False
+    stripes: int = 0
 
 
 CALLS = [
     *(Call(f"G block 1st, N={n}", (n, 128, 64, 32), injected=True, slope=0.2, pad=1) for n in (8, 48, 384)),
     *(Call(f"G block 2nd, N={n}", (n, 128, 64, 32), injected=True, residual=True) for n in (8, 48, 384)),
+    *(Call(f"8 stripes, N={n}", (n, 128, 64, 32), injected=True, slope=0.2, pad=1, stripes=8) for n in (8, 48, 384)),
     *(Call(f"E_s stem, N={n}", (n, 32, 128, 64), slope=0.2, pad=1) for n in (8, 48)),
     *(Call(f"E_s block, N={n}", (n, 64, 64, 32), residual=True, pad=1) for n in (8, 48)),
     *(Call(f"G upsample 1, N={n}", (n, 64, 128, 64), slope=0.2, per_sample=True) for n in (8, 48)),
@@ -69,7 +72,8 @@ def tensors(call: Call, dtype: torch.dtype, seed: int) -> Tensors:
         x = torch.randn(shape, device=DEVICE, dtype=dtype, generator=generator)
         return x.to(memory_format=torch.channels_last) if len(shape) == 4 else x
 
-    rows = [(c,)] * 2 if call.per_sample else [(n, c)] * 2 if call.injected else []
+    row = (c,) if call.per_sample else (n, call.stripes, c) if call.stripes else (n, c)
+    rows = [row] * 2 if call.per_sample or call.injected else []
     shapes = [call.shape, *rows, *([call.shape] if call.residual else [])]
     inputs = tuple(random(*shape).requires_grad_() for shape in shapes)
     return Tensors(inputs, random(n, c, h + 2 * call.pad, w + 2 * call.pad))

@@ -230,6 +230,34 @@ def test_fake_tensors_keep_channels_last():
         )
         assert dx.shape == x.shape and dx.dtype == x.dtype and dx.is_contiguous(memory_format=torch.channels_last)
         assert dscale.shape == (2, 16) and dresidual.shape == x.shape and dresidual.dtype == torch.float32
+        stripes = torch.empty(2, 16, 3, device="cuda").transpose(1, 2)
+        assert adain(x, stripes, stripes, slope=0.2, pad=1).is_contiguous(memory_format=torch.channels_last)
+        _, dscale, dbias, _ = torch.ops.dgfast.inject_backward(
+            out, x, stripes, stripes, rows, rows, None, 1e-5, 0.2, 1, False
+        )
+        assert dscale.shape == dbias.shape == (2, 3, 16) and dscale.is_contiguous() and dbias.is_contiguous()
+
+
+def test_images_too_high_for_stripes_take_the_eager_path():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        stripes = torch.empty(1, 3, 2, device="cuda")
+        for height, expected in ((2**23 - 1, {}), (2**23, {"adain: stripes of an image of 2^23 rows": 1})):
+            x = torch.empty(1, 2, height, 4, device="cuda").to(memory_format=torch.channels_last)
+            assert reasons(lambda x=x: adain(x, stripes, stripes)) == expected
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 32), (1, 5), (300, 7), (7, 3000)])
+def test_tilings_in_rows(height, width):
+    """A program owns a power of two of rows, no more than its tile has pixels; alone in a plane, it owns all rows."""
+    for t in tilings(2, 48, 128, height * width, False):
+        rows = t.rows(height, width)
+        assert rows & (rows - 1) == 0 and 1 <= rows <= t.pixels
+        if t.chunk:
+            assert t.serves_rows(height) and rows * width <= max(t.chunk, width)
+        else:
+            assert t.serves_rows(height) == (rows >= height)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
