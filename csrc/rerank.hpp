@@ -5,12 +5,13 @@
 // caller checks), every offset and every address is int64. All arrays are dense and row-major. The caller allocates
 // everything; a step whose output length is not known beforehand comes as a counting and a filling function.
 //
-// dgfast::cpu and dgfast::cuda have the same steps under the same names. The cuda ones take device pointers, a
-// cudaStream_t as void*, only enqueue work, and return a cudaError_t as int (0: no error). Steps with a `workspace`
-// get at least NAME_workspace(...) bytes of device memory, aligned to 256, whose content is theirs during the call.
+// dgfast::cuda has the steps of dgfast::cpu under the same names, but for smallest and hit_ranks. It takes device
+// pointers, a cudaStream_t as void*, only enqueue work, and return a cudaError_t as int (0: no error). Steps with a
+// `workspace` get at least NAME_workspace(...) bytes of device memory, aligned to 256, whose content is theirs during
+// the call.
 //
-// Distance here always means the squared Euclidean distance d2. Order of neighbours: by (d2, id), so the lower id wins
-// a tie.
+// Distance and d2 are the squared Euclidean distance, D is d2 as a share of the row's largest. Order of neighbours: by
+// (d2, id), so the lower id wins a tie.
 #pragma once
 
 #include <cstdint>
@@ -74,7 +75,7 @@ struct SparseRows {
 // What makes the expanded set of an image.
 struct Reach {
   int64_t near;  // k1 + 1, at most Neighbours::k: neighbours that may be reciprocal
-  int64_t half;  // round_half_even(k1 / 2) + 1: those of a candidate
+  int64_t half;  // round_half_even(k1 / 2) + 1: neighbours of a candidate that may be reciprocal
 };
 
 namespace cpu {
@@ -96,14 +97,14 @@ void nearest_block(Block block, const float* norms, Lists lists, bool symmetric,
 void distances_block(Block block, const float* norms, InstructionSet set);
 
 // --- reciprocal ------------------------------------------------------------------------------------------------------
-// back [n, near]: for image i and its a-th neighbour j, the place of i among j's first `near`, or `near` where i is not
-// among them.
+// back [n, near]: back[i, a] is where image i stands among the first `near` neighbours of its a-th neighbour, or `near`
+// where it is not among them.
 void reciprocal(Neighbours lists, int64_t near, int32_t* back);
 
 // --- expand ----------------------------------------------------------------------------------------------------------
-// R(i, m) = the a-th neighbours of i with a < m and back < m. The expanded set of i: R(i, near), and R(c, half) for
-// each c of R(i, near) for which |R(c, half) and R(i, near)| > 2/3 |R(c, half)|, that is 3 |...| > 2 |...| in integers.
-// For the images row .. row + rows - 1: counts [rows], the sets' sizes.
+// R(i, m) = the a-th neighbours of i with a < m and back[i, a] < m. The expanded set of i: R(i, near), and R(c, half)
+// for each c of R(i, near) for which |R(c, half) and R(i, near)| > 2/3 |R(c, half)|, that is 3 |...| > 2 |...| in
+// integers. For the images row .. row + rows - 1: counts [rows], the sets' sizes.
 void expand_count(Neighbours lists, const int32_t* back, Reach reach, int64_t row, int64_t rows, int64_t* counts);
 
 // Weights V(i, j) = exp(-D(i, j)) over the expanded set, divided by their sum. D = d2 / farthest[i] (0 where that is
@@ -157,7 +158,7 @@ int64_t hit_ranks(const T* values, int64_t rows, int64_t columns, RowLists hits,
 }  // namespace cpu
 
 // CUDA builds only. Arguments as in cpu; the order of entries within sparse rows, and so the last bits, may differ.
-// Here rows are ascending by column, as expand_fill writes them and average_count and average_fill expect them.
+// expand_fill writes rows ascending by column, which average_count and average_fill need; theirs are in another order.
 namespace cuda {
 
 // The longest list (k) that nearest_block takes; beyond it the caller selects otherwise.

@@ -21,11 +21,13 @@ def load(path: str | Path) -> "DGNet":
     Raises:
         dgfast.errors.UserError: there is no such model.
     """
-    from dgfast.models.dgnet import load_model  # imported here, so that `import dgfast` is quick
+    # Imported here, so that `import dgfast` is quick.
+    from dgfast.models.dgnet import load_model
+    from dgfast.run_directory import MODEL
 
     path = Path(path)
-    if path.is_dir() and not (path / "model.safetensors").is_file():
+    if path.is_dir() and not (path / MODEL).is_file():
         raise UserError(
             f"{path} holds no model.safetensors; expected a finished run: go on with `dgfast train --resume {path}`"
         )
-    return load_model(path / "model.safetensors" if path.is_dir() else path, "dgnet")
+    return load_model(path / MODEL if path.is_dir() else path, "dgnet")

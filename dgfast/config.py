@@ -1,4 +1,4 @@
-"""Every hyper-parameter once, with its unit, its symbol and its source; and the presets.
+"""Every setting that a flag can change, once, with its unit, its symbol and its source; and the presets.
 
 Field names are unique across the whole tree, so that each is one flag of the command line (`--batch-size`,
 `--data-root`). The paper is DG-Net's (CVPR 2019); "method" is docs/method.md.
@@ -170,7 +170,7 @@ class OptimConfig:
     weight_decay: float = 5e-4
     """Of all optimisers."""
     milestones: tuple[int, ...] = (60_000, 90_000, 105_000)
-    """Iterations at which all learning rates are multiplied by 0.1."""
+    """Iterations at which all learning rates are multiplied by 0.1; one behind the last has no effect."""
     batch_norm: Literal["per-stream", "joint", "frozen"] = "joint"
     """Statistics of BatchNorm in E_a and the teacher: joint: of all images that meet the network together, which are
     two or four times as many as of one stream, hence steadier, in half as many calls; per-stream: of each stream alone,
@@ -246,7 +246,7 @@ class EvalConfig:
     """Test protocol (docs/method.md, section 3)."""
 
     alpha: float = 0.5
-    """Weight of the fine-grained half of the feature."""
+    """Weight of the fine-grained cosine beside the primary one."""
     eval_batch_size: int = 64
     """Images per forward pass of an evaluation."""
 
@@ -276,7 +276,7 @@ class Config:
     """Test protocol."""
 
 
-TEACHER_IMAGES = 4  # the teacher sees all images of a pair of samples: two images and their two positives
+TEACHER_IMAGES = 4  # two samples, one of each stream, give the teacher each image and its positive
 
 
 def check(config: Config) -> None:
@@ -385,14 +385,16 @@ def _quickstart() -> Config:
     chosen."""
     return Config(
         preset="quickstart",
-        data=DataConfig(image_height=128, image_width=64, padding=5),
+        data=DataConfig(image_height=128, image_width=64, padding=5, structure_jitter=1.0),
         model=ModelConfig(
             backbone="small16",
+            parts=8,
             embedding=128,
             prim_dropout=0.2,
             fine_dropout=0.3,
             structure_width=4,
             structure_blocks=2,
+            modulation="stripes",
             style_hidden=64,
             discriminator_width=8,
             discriminator_blocks=1,
@@ -400,15 +402,16 @@ def _quickstart() -> Config:
         ),
         # There are a few hundred iterations instead of 100,000, so the pictures must become good first: their
         # reconstruction weighs six times as much, and E_a learns from generated images only once they show people.
-        loss=LossConfig(image_weight=30.0, positive_weight=30.0, warmup_start=200, warmup_rate=0.01),
+        loss=LossConfig(image_weight=30.0, positive_weight=30.0, warmup_start=100, warmup_rate=0.01),
         optim=OptimConfig(
-            iterations=500,
+            iterations=350,
             batch_size=4,
+            generator_iterations=700,
             generator_lr=2e-3,
             discriminator_lr=5e-4,
             backbone_lr=0.005,
             head_lr=0.02,
-            milestones=(390,),
+            milestones=(270,),
         ),
         teaching=TeacherConfig(
             teacher_iterations=1000,

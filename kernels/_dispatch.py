@@ -19,8 +19,8 @@ _counts: Counter[str] = Counter()
 def fallbacks() -> dict[str, int]:
     """Count why inputs took a slower way than the kernels, or were converted before them, in this process.
 
-    Of calls in a graph that `torch.compile` made, conversions of a layout are counted whenever they happen. The choice
-    of the eager path is not: it is made once, with the graph.
+    In a graph made by `torch.compile`, conversions of a layout are counted at each call. The choice of the eager path
+    is made while tracing and is not counted at all.
 
     Returns:
         The number of times by "operation: reason"; empty if every call went straight to its kernel.

@@ -50,8 +50,8 @@ def adain_eager(
     if scale is not None and bias is not None and scale.ndim == 2:
         weight, shift = scale.to(values.dtype).reshape(-1), bias.to(values.dtype).reshape(-1)
     # Every plane becomes a channel of one batch of size 1: instance norm with a scale and a bias for each plane. A
-    # single sample is such a batch already, and must not be reshaped: the strides that it would get lead torch 2.11's
-    # CPU backward astray.
+    # single sample is such a batch already, and must not be reshaped: with the strides that it would get, torch
+    # 2.11's backward pass on a CPU gives wrong gradients.
     planes = values if n == 1 else values.reshape(1, n * c, *x.shape[2:])
     y = F.batch_norm(planes, None, None, weight, shift, training=True, eps=eps)
     y = y if n == 1 else y.view(x.shape)

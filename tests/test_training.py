@@ -24,6 +24,7 @@ from dgfast.errors import Diverged, Interrupted, UserError
 from dgfast.models.dgnet import load_model
 from dgfast.training import checkpoint
 from dgfast.training.distributed import Workers
+from dgfast.training.stages import DGNetStage, TeacherStage
 from dgfast.training.trainer import Trainer
 from tests import tiny
 
@@ -147,6 +148,27 @@ def test_signals_finish_the_iteration_save_and_leave(market, tmp_path, number):
     assert torch.load(saved, weights_only=True)["iteration"] > 0
 
 
+@pytest.mark.parametrize("stage", ["teacher", "dgnet"])
+def test_a_signal_in_a_stages_last_iteration_stops_the_run(market, tmp_path, whole, monkeypatch, stage):
+    """The next stage, or the evaluation, does not begin; the run goes on from there, to the same weights."""
+    run = trainer(market, tmp_path)
+    kind, last = (TeacherStage, 3) if stage == "teacher" else (DGNetStage, 5)
+    honest = kind.step
+
+    def step(self, batch, iteration):
+        if iteration == last:
+            signal.raise_signal(signal.SIGTERM)
+        return honest(self, batch, iteration)
+
+    monkeypatch.setattr(kind, "step", step)
+    with pytest.raises(Interrupted, match=f"stopped after iteration {last + 1} of {stage}") as stopped:
+        run.train()
+    assert stopped.value.signal == signal.SIGTERM and not (tmp_path / "run" / "model.safetensors").exists()
+    monkeypatch.undo()
+    trainer(market, tmp_path).train()
+    assert_same(weights(tmp_path / "run"), weights(whole))
+
+
 def test_damaged_checkpoint_gives_way_to_the_one_before(whole, market, tmp_path, caplog):
     with pytest.raises(Interrupted):
         trainer(market, tmp_path, stop_after=5).train()
@@ -267,6 +289,7 @@ from pathlib import Path
 from tests import test_training
 root, out = Path(sys.argv[1]), Path(sys.argv[2])
 from dgfast.training.distributed import Workers
+from dgfast.training.stages import DGNetStage, TeacherStage
 from dgfast.training.trainer import Trainer
 from dgfast.data import load_reid
 config = test_training.frozen(root, out, int(sys.argv[3]))

@@ -1,7 +1,8 @@
 """The plan: which people a data set shows, before which cameras, in which files, and which swaps are drawn with it.
 
-Everything here is arithmetic of the parameters: nothing is rendered or written. Each person, each distractor and each
-swap has a random stream of its own, `[seed, stream, index]`, so that any of them can be planned alone, in any process.
+Everything here is arithmetic of the parameters: nothing is rendered or written. Each person, distractor, junk image and
+swap is drawn from generators of its own, `[seed, purpose, index]`, so that any of them can be planned alone, in any
+process.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from .picture import Shot, World, draw_encounter, draw_shot
 
 TRAIN, QUERY, GALLERY = SPLITS = ("bounding_box_train", "query", "bounding_box_test")
 
-# Streams of the seed; picture.py uses 4 and 5.
+# Purposes of the generators; picture.py uses 4 and 5.
 _IDENTITY, _WALK, _STRAY, _SWAP = 1, 2, 3, 6
 _STRAY_PEOPLE = 10**6  # the distractors' identities are numbered from here
 
@@ -176,7 +177,7 @@ def images_of(world: World, parameters: Parameters, person: int) -> list[Planned
 
 
 def stray_image(world: World, parameters: Parameters, index: int) -> tuple[PlannedImage, int | None]:
-    """A gallery image of nobody in the query split: a distractor or, after the last of these, junk.
+    """A gallery image of somebody who is no query (a distractor) or, after the last of these, of background (junk).
 
     Args:
         world: the data set's.

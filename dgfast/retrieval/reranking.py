@@ -36,7 +36,7 @@ from .neighbours import (
     nearest_lists,
 )
 
-_ENTRIES_A_NEIGHBOUR = 8  # entries of an averaged row for each of the k1 + 1: more than data sets of people show
+_ENTRIES_A_NEIGHBOUR = 8  # for the estimate of memory: an upper bound of an averaged row's entries per neighbour
 _QUERIES_A_CALL = 512  # queries in one call: Ctrl-C is handled between two calls
 
 Variant = Literal["zhong", "squared"]
@@ -164,7 +164,8 @@ def rerank_blocks(
         arguments. Each block is its own array, of at most 1 GiB or 64 queries. The first takes longest, because before
         it the sets of all images are made.
     Raises:
-        UserError: as `rerank`, at the call.
+        UserError: as `rerank`. Shapes, dtypes, settings and `queries` are checked at the call; memory, values and
+            `neighbours` when the first block is asked for.
     """
     job = _Job(query, gallery, Reranking(k1, k2, lambda_, variant, metric), progress)
     wanted = range(job.queries) if queries is None else queries

@@ -49,7 +49,7 @@ class Writer:
             writing.result()
 
     def close(self) -> None:
-        """Wait, whether or not it can be written, and end the thread."""
+        """Wait for a checkpoint that is being written, whatever becomes of it, and end the thread."""
         self.thread.shutdown()
 
 

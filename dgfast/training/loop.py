@@ -68,7 +68,7 @@ def run_stage(
         picture: iteration -> sample grid [H, W, 3] uint8, every `sample_every` iterations; first process alone.
     Raises:
         Diverged: a loss is not finite; the newest checkpoint is from before it.
-        Interrupted: SIGINT, SIGTERM or `stop_after`; the newest checkpoint is of the last iteration.
+        Interrupted: SIGINT, SIGTERM or `stop_after`; the newest checkpoint is of the iteration it stopped after.
         UserError: the checkpoint belongs to another configuration.
     """
     folder = run / CHECKPOINTS
@@ -117,7 +117,7 @@ def run_stage(
                     late, _ = votes.cast(watch.broken(wait=True) is not None, False, at_once=True)
                     broken |= late
                 if broken:
-                    iteration, names = watch.broken(wait=True) or (iteration, ["of another process"])
+                    iteration, names = watch.broken(wait=True) or (iteration, ["(of another process)"])
                     raise Diverged(
                         f"stage {stage.name}, iteration {iteration}: loss {', '.join(names)} is not finite;"
                         " the last good checkpoint is kept: resume with lower learning rates or --precision fp32"
@@ -133,7 +133,8 @@ def run_stage(
                         log.picture(iteration, "samples", picture(done))
                 if saving or interrupted:
                     save(done)
-                if (interrupted or last) and done < iterations:
+                if interrupted or (last and done < iterations):
+                    # Also after the last iteration: what follows, the next stage or the evaluation, was not wanted.
                     settle()
                     number = stop.signal or signal.SIGTERM
                     raise Interrupted(
@@ -153,17 +154,20 @@ def _restore(stage: Stage, folder: Path, global_batch: int) -> int:
         return 0
     if state["global_batch"] != global_batch:
         raise UserError(
-            f"the checkpoint in {folder} was made with {state['global_batch']} images per stream and iteration, now"
-            f" {global_batch}; expected the same: --batch-size times the number of processes must not change"
+            f"the checkpoint in {folder} was made with {state['global_batch']} samples per stream and iteration, now"
+            f" {global_batch}; expected the same: the batch size times the number of processes must not change"
         )
     try:
         stage.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"the checkpoint in {folder} does not fit this configuration ({first[:160]})") from error
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"the checkpoint in {folder} does not fit this configuration ({reason[:160]})") from error
     return state["iteration"]
 
 
 def _mix(seed: int, seed_bit: int, iteration: int, rank: int) -> int:
-    """A seed of 63 bits that differs between any two of its arguments' values."""
+    """A seed of 63 bits: the low 16 of the run's seed, one of the stage, 16 of the rank, 30 of the iteration.
+
+    Runs whose seeds are 65,536 apart differ in their weights and images, but not in the draws of dropout.
+    """
     return ((seed & 0xFFFF) << 47) | (seed_bit << 46) | ((rank & 0xFFFF) << 30) | (iteration & 0x3FFFFFFF)

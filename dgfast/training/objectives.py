@@ -2,7 +2,7 @@
 
 That is the form that data parallelism needs: it averages the gradients of a module's parameters over all processes.
 Networks that a loss needs but that do not learn from it (D in the generator's update, the teacher) are kept in a tuple,
-where torch does not look for parameters. The losses themselves are pure functions in step.py and losses.py.
+where torch does not look for parameters. The losses themselves are functions in step.py and losses.py.
 """
 
 from torch import Tensor, nn

@@ -41,7 +41,7 @@ class Stage(Protocol):
     name: ClassVar[str]
     """In file names and messages."""
     images_per_sample: ClassVar[int]
-    """Images that a sample of each of the two streams adds to an iteration."""
+    """Images of a sample in both streams together: 2, or 4 where the positives count."""
     seed_bit: ClassVar[int]
     """Tells the stages' random draws apart."""
     may_stop_early: ClassVar[bool]

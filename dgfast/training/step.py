@@ -1,8 +1,8 @@
 """One iteration of DG-Net, in the order of the paper (CVPR 2019, section 3; every number: docs/method.md, section 2).
 
-Two streams of images, a and b. s is a structure code, f an appearance code, x_ij = G(s_j, f_i): the clothes of i on the
-body of j. `translate` makes every code and picture once; `discriminator_losses` and `generator_losses` are pure
-functions of it.
+Two streams of images, a and b. s is a structure code, f an appearance code, x_ij = G(s_i, f_j): the body of i in the
+clothes of j. `translate` makes every code and picture once. `discriminator_losses` and `generator_losses` are functions
+of it alone; beside their result they move only the running statistics of E_a.
 """
 
 from collections.abc import Callable, Sequence
@@ -242,7 +242,7 @@ def generator_losses(
 
     # --- It must look real (equation 7): D's weights take no gradient here
     maps = frozen(networks.discriminator)(torch.cat([x_ba, x_ab]))
-    adversarial = 2 * 2 * losses.real(maps)  # one 2 for two streams in one mean, the other is the reference's
+    adversarial = 2 * 2 * losses.real(maps)  # 2: the mean is over both streams; 2 again as in the reference
 
     # --- Discriminative module on real images, randomly erased (section 3.2, equation 3)
     erased = (batch.a.erased, batch.b.erased, batch.a.positive_erased, batch.b.positive_erased)

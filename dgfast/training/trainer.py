@@ -74,13 +74,14 @@ class Trainer:
         Returns:
             the trained networks and the teacher, on this process's device, in eval mode.
         Raises:
-            Diverged: see `loop.run_stage`; so for the next two.
+            Diverged: a loss is no longer finite.
             Interrupted: stopped by a signal, after saving.
             UserError: a checkpoint that does not fit.
         """
         teacher = self._train_teacher()
         if self.config.teaching.start_from_teacher:
-            # The teacher pools by the mean and E_a by the maximum, but the same directions tell people apart in both.
+            # The teacher averages over pixels and E_a takes the maximum; its heads still fit E_a's features well enough
+            # to start from.
             self.networks.appearance.backbone.load_state_dict(teacher.backbone.state_dict())
             for head in (self.networks.appearance.prim, self.networks.appearance.fine):
                 head.load_state_dict(teacher.head.state_dict())
@@ -219,7 +220,7 @@ class Trainer:
         a, b = images.chunk(2)
 
         def picture(iteration: int) -> Tensor:
-            grid = sample_grid(networks, a, b[: len(a)])
+            grid = sample_grid(networks, a, b)
             write_png(grid.numpy(), self.run / SAMPLES / f"{iteration:08d}.png")
             return grid
 
