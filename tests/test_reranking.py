@@ -479,26 +479,6 @@ def test_memory_is_estimated_before_the_start(monkeypatch):
         list(rerank_blocks(q, g))
 
 
-def test_available_memory_is_what_the_system_and_the_container_leave(monkeypatch):
-    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   8 kB\n"}
-
-    def read(path):
-        if str(path) not in files:
-            raise FileNotFoundError(path)
-        return files[str(path)]
-
-    monkeypatch.setattr(Path, "read_text", read)
-    free = reranking.available_bytes(torch.device("cpu"))
-    assert free == 8 * 1024
-    group = "/sys/fs/cgroup/memory."
-    files |= {group + "max": "max\n", group + "current": "4096\n", group + "stat": "anon 3000\ninactive_file 1096\n"}
-    assert reranking.available_bytes(torch.device("cpu")) == 8 * 1024
-    files[group + "max"] = "5000\n"
-    assert reranking.available_bytes(torch.device("cpu")) == 2000
-    files.clear()
-    assert reranking.available_bytes(torch.device("cpu")) > 2**20
-
-
 def test_interrupt_is_heard(monkeypatch, small_tiles):
     q, g = people(14, 20, 400, 16)
     calls = 0

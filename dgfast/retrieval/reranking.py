@@ -8,11 +8,9 @@ everything after that is sparse.
 """
 
 import operator
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgfast.errors import UserError
+from dgfast.free_memory import free_memory
 
 from .backends import SparseRows, backend_for, exact_products
 from .neighbours import (
@@ -403,13 +402,4 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-        group = Path("/sys/fs/cgroup")  # the limit of a container; cached files do not count, as they are dropped
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-        used = int((group / "memory.current").read_text()) - int(cached)
-        return min(free, int((group / "memory.max").read_text()) - used)
-    except (OSError, KeyError, ValueError):  # no Linux, no such group, or no limit
-        return free
+    return free_memory()

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from dgfast.data.loaders.image import Encoded, UnreadableImage, decode_image, read_bytes
 from dgfast.errors import UserError
+from dgfast.free_memory import free_memory
 
 _log = logging.getLogger("dgfast")
 
@@ -158,20 +159,13 @@ def unreadable_error(path: Path, reason: str) -> UserError:
     )
 
 
-def memory_limit(processes: int, meminfo: Path = Path("/proc/meminfo")) -> int:
+def memory_limit(processes: int) -> int:
     """How many bytes a process may keep of a data set, so that all together keep at most half of what is available.
 
     Args:
         processes: how many there are.
-        meminfo: where Linux says what is available.
-    Returns:
-        bytes; where the system does not say what is available, those of 1 GiB in all.
     """
-    try:
-        (line,) = (line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024 // 2 // processes
-    except (OSError, ValueError):
-        return 2**30 // processes
+    return free_memory() // 2 // processes
 
 
 def portable(encoded: bytes, image_size: tuple[int, int]) -> bytes:
