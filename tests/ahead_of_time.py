@@ -1,7 +1,7 @@
 """Kernels compiled for GPUs that are not here, and what the compiler says of them.
 
 Not in one process with Triton's interpreter. By default the tests compile a part of all launches; DGFAST_AOT=all has
-them compile every one, in some twelve minutes, and write the tables of tests/goldens anew.
+them compile every one, in about a quarter of an hour, and write the tables of tests/goldens anew.
 """
 
 import contextlib

@@ -131,7 +131,8 @@ def check(kernel, found: Resources, accesses: Counter) -> None:
     wide = [name for name in accesses if name.endswith(".v4.b32")]
     assert any(name.startswith("ld") for name in wide)
     writes = kernel.__name__.endswith(("plane_forward", "plane_backward", "split_forward", "split_backward"))
-    assert any(name.startswith("st") for name in wide) == writes
+    # striped_split_sums writes no image, but the sums of rows, of which a thread may have several adjacent channels.
+    assert any(name.startswith("st") for name in wide) == writes or kernel.__name__ == "striped_split_sums"
     # What is left is one value a channel: scale, bias, statistics. An image read value by value would make eight loads
     # of one.
     assert sum(n for name, n in accesses.items() if name not in wide) <= 8, accesses
@@ -200,7 +201,7 @@ def test_part(name, dtype, capabilities):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EVERYTHING, reason="DGFAST_AOT=all compiles everything, in some ten minutes")
+@pytest.mark.skipif(not EVERYTHING, reason="DGFAST_AOT=all compiles everything, in about a quarter of an hour")
 def test_everything():
     lines = []
     for case in CASES:
