@@ -402,16 +402,16 @@ def _quickstart() -> Config:
         ),
         # There are a few hundred iterations instead of 100,000, so the pictures must become good first: their
         # reconstruction weighs six times as much, and E_a learns from generated images only once they show people.
-        loss=LossConfig(image_weight=30.0, positive_weight=30.0, warmup_start=100, warmup_rate=0.01),
+        loss=LossConfig(image_weight=30.0, positive_weight=30.0, warmup_start=250, warmup_rate=0.01),
         optim=OptimConfig(
-            iterations=350,
+            iterations=500,
             batch_size=4,
-            generator_iterations=700,
+            generator_iterations=500,
             generator_lr=2e-3,
             discriminator_lr=5e-4,
             backbone_lr=0.005,
             head_lr=0.02,
-            milestones=(270,),
+            milestones=(390,),
         ),
         teaching=TeacherConfig(
             teacher_iterations=1000,
