@@ -148,7 +148,7 @@ def test_import_reference_refuses(reference, tmp_path):
         (["--seed", "-1"], "--seed is -1"),
         (["--preset", "market1501"], "--data-root is None; expected the folder of the data set"),
         (["--backbone", "vit"], "backbone 'vit' is unknown"),
-        (["--decoder-blocks", "3", "--parts", "2"], "does not divide"),
+        (["--modulation", "plane", "--decoder-blocks", "3", "--parts", "2"], "does not divide"),
         (["--backbone-weights", "/nowhere/w.pth"], "does not exist"),
     ],
 )

@@ -101,7 +101,11 @@ def errors(found, expected) -> dict[str, float]:
 def test_same_losses_and_gradients(weights, structure_learns):
     things = *setting(), WEIGHTS[weights]
     expected = naive_step.iteration(*things, structure_learns=structure_learns)
-    compare(lean(*things, structure_learns=structure_learns), expected)
+    found = lean(*things, structure_learns=structure_learns)
+    if weights == "early":  # terms without weight are not computed; the total and all gradients are the same
+        skipped = ("g/structure_code", "g/cycle")
+        assert all(found[0].pop(name) == 0 < expected[0].pop(name) for name in skipped)
+    compare(found, expected)
     silent = {
         name.split(".")[1] for name, gradient in expected[1].items() if name.endswith(".weight") and not gradient.any()
     }

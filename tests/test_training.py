@@ -273,7 +273,7 @@ def test_teacher_of_another_data_set(whole, tmp_path):
 
 
 def test_resume_refuses_what_would_not_continue(whole, market, tmp_path):
-    with pytest.raises(UserError, match="2 images per stream and iteration, now 4"):
+    with pytest.raises(UserError, match="2 samples per stream and iteration, now 4"):
         train.main(["--resume", str(whole), "--batch-size", "4", "--iterations", "8"])
     with pytest.raises(UserError, match="does not fit this configuration"):
         train.main(["--resume", str(whole), "--structure-width", "4", "--iterations", "8"])
