@@ -198,7 +198,28 @@ class TeacherStage:
         _load_scaler(self.precision, state["scaler"])
 
 
-class ReconstructionStage:
+class _TwoStreams:
+    """What stages have in common whose `--batch-size` counts the images of each of the two streams."""
+
+    images_per_sample: ClassVar[int] = 2
+
+    @staticmethod
+    def batch_size(config: Config) -> int:
+        """`--batch-size`: images of each stream."""
+        return config.optim.batch_size
+
+    @staticmethod
+    def with_batch_size(config: Config, size: int) -> Config:
+        """The same settings with another `--batch-size`."""
+        return replace(config, optim=replace(config.optim, batch_size=size))
+
+    @staticmethod
+    def samples(config: Config) -> int:
+        """Samples of a stream."""
+        return config.optim.batch_size
+
+
+class ReconstructionStage(_TwoStreams):
     """E_s and G learn to reconstruct images from the codes of an E_a that rests: a start for short runs.
 
     Args:
@@ -209,7 +230,6 @@ class ReconstructionStage:
     """
 
     name: ClassVar[str] = "generator"
-    images_per_sample: ClassVar[int] = 2
     seed_bit: ClassVar[int] = 0
     may_stop_early: ClassVar[bool] = False
 
@@ -224,24 +244,9 @@ class ReconstructionStage:
         self.update = Update(objective, [self.optimizer], workers, precision, parts=1, clip=config.optim.clip_gradient)
 
     @staticmethod
-    def batch_size(config: Config) -> int:
-        """`--batch-size`: images of each stream."""
-        return config.optim.batch_size
-
-    @staticmethod
-    def with_batch_size(config: Config, size: int) -> Config:
-        """The same settings with another `--batch-size`."""
-        return replace(config, optim=replace(config.optim, batch_size=size))
-
-    @staticmethod
     def batch_unit(config: Config) -> int:
         """Any number of samples."""
         return 1
-
-    @staticmethod
-    def samples(config: Config) -> int:
-        """Samples of a stream."""
-        return config.optim.batch_size
 
     @property
     def networks_by_name(self) -> dict[str, nn.Module]:
@@ -284,7 +289,7 @@ class ReconstructionStage:
         _load_scaler(self.precision, state["scaler"])
 
 
-class DGNetStage:
+class DGNetStage(_TwoStreams):
     """Joint discriminative and generative learning: D's update, then that of E_s, G and E_a.
 
     Args:
@@ -298,7 +303,6 @@ class DGNetStage:
     """
 
     name: ClassVar[str] = "dgnet"
-    images_per_sample: ClassVar[int] = 2
     seed_bit: ClassVar[int] = 1
     may_stop_early: ClassVar[bool] = True
 
@@ -332,24 +336,9 @@ class DGNetStage:
         )
 
     @staticmethod
-    def batch_size(config: Config) -> int:
-        """`--batch-size`: images of each stream."""
-        return config.optim.batch_size
-
-    @staticmethod
-    def with_batch_size(config: Config, size: int) -> Config:
-        """The same settings with another `--batch-size`."""
-        return replace(config, optim=replace(config.optim, batch_size=size))
-
-    @staticmethod
     def batch_unit(config: Config) -> int:
         """A batch is cut into `--accumulate` equal parts."""
         return config.optim.accumulate
-
-    @staticmethod
-    def samples(config: Config) -> int:
-        """Samples of a stream."""
-        return config.optim.batch_size
 
     @property
     def networks_by_name(self) -> dict[str, nn.Module]:
