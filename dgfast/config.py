@@ -131,6 +131,10 @@ class LossConfig:
     """Primary and fine-grained learning from generated images; grows from 0."""
     fine_weight: float = 0.2
     """Share of the fine-grained cross-entropy within the teacher's term and the identity term."""
+    primary_weight: float = 1.0
+    """Share of primary learning within the teacher's term; 0: without it."""
+    generated_fine_weight: float = 1.0
+    """Share of generated images in the fine-grained cross-entropy; 0: the fine head learns from real images alone."""
     r1_weight: float = 0.01
     """Penalty on D's gradient at real images."""
     warmup_start: int = 30_000
@@ -141,6 +145,9 @@ class LossConfig:
     """Label of generated images for the primary head: the teacher's probabilities (soft), its best class (hard), the
     identity of the appearance (appearance), all classes alike (uniform, LSRO), the teacher restricted to the two
     identities (two-label)."""
+    teacher_confidence: float = 0.0
+    """Primary learning passes over generated images to whose best class the teacher gives less than this probability,
+    in the mean of image and mirror. 0: it takes all."""
     appearance_code_gradient: bool = False
     """off: the appearance code is detached in every term, as in the reference; on: its reconstruction is a loss
     (paper)."""
@@ -312,6 +319,8 @@ def check(config: Config) -> None:
             _expect(getattr(group, name) >= 0, name, getattr(group, name), "at least 0")
     for name in ("mirror_probability", "erase_probability", "structure_jitter"):
         _expect(0 <= getattr(data, name) <= 1, name, getattr(data, name), "between 0 and 1")
+    confidence = config.loss.teacher_confidence
+    _expect(0 <= confidence <= 1, "teacher_confidence", confidence, "between 0 and 1")
     _expect(0 <= run.seed < 2**31, "seed", run.seed, "between 0 and 2147483647")
     fits = optim.batch_size % optim.accumulate == 0
     _expect(fits, "accumulate", optim.accumulate, f"a divisor of --batch-size, which is {optim.batch_size}")

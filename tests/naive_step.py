@@ -97,15 +97,17 @@ def ce(logits, labels):
     return F.cross_entropy(logits, labels)
 
 
-def soft_label(teacher, images, style, clothes, body):
-    """Label of generated images [N, K]: of the wearer of the clothes, `clothes`, on the body of `body`."""
+def soft_label(teacher, images, style, clothes, body, confidence):
+    """Label of generated images [N, K]: of the wearer of the clothes, `clothes`, on the body of `body`; and which of
+    them [N] count, because the teacher gives one class at least the probability `confidence`."""
     with torch.no_grad():
         p = (F.softmax(teacher(images).logits, 1) + F.softmax(teacher(images.flip(3)).logits, 1)) / 2
     rows = torch.arange(len(p), device=p.device)
+    counts = p.max(1).values >= confidence
     if style == "uniform":
-        return torch.full_like(p, 1 / p.shape[1])
+        return torch.full_like(p, 1 / p.shape[1]), counts
     if style == "soft":
-        return p
+        return p, counts
     label = torch.zeros_like(p)
     if style == "hard":
         label[rows, p.argmax(1)] = 1
@@ -115,11 +117,13 @@ def soft_label(teacher, images, style, clothes, body):
         label[rows, clothes] = p[rows, clothes]
         label[rows, body] = p[rows, body]
         label = label / label.sum(1, keepdim=True)
-    return label
+    return label, counts
 
 
-def divergence(label, logits):
-    return F.kl_div(F.log_softmax(logits, 1), label, reduction="sum") / len(label)
+def divergence(label_and_counts, logits):
+    label, counts = label_and_counts
+    rows = F.kl_div(F.log_softmax(logits, 1), label, reduction="none").sum(1)
+    return (rows * counts).sum() / len(label)
 
 
 def iteration(
@@ -130,6 +134,7 @@ def iteration(
     *,
     structure_learns,
     label_style="soft",
+    teacher_confidence=0.0,
     appearance_code_gradient=False,
     batch_statistics=True,
     optimizers=None,
@@ -201,15 +206,15 @@ def iteration(
             losses["adversarial"] = losses["adversarial"] + 2 * torch.mean((m - 1) ** 2)
 
     losses["primary"] = losses["fine"] = torch.zeros_like(losses["image"])
-    if w.teacher:
+    if w.teacher and (w.primary or w.generated_fine):
         student_a, student_b = e_a(x_ba.detach()), e_a(x_ab.detach())
         teacher = copied(teacher, batch_statistics)
-        label_a = soft_label(teacher, x_ba.detach(), label_style, a.label, b.label)
-        label_b = soft_label(teacher, x_ab.detach(), label_style, b.label, a.label)
+        label_a = soft_label(teacher, x_ba.detach(), label_style, a.label, b.label, teacher_confidence)
+        label_b = soft_label(teacher, x_ab.detach(), label_style, b.label, a.label, teacher_confidence)
         losses["primary"] = divergence(label_a, student_a.prim_logits) + divergence(label_b, student_b.prim_logits)
         losses["fine"] = ce(student_a.fine_logits, b.label) + ce(student_b.fine_logits, a.label)
 
-    factors = asdict(w) | {"primary": w.teacher, "fine": w.teacher * w.fine}
+    factors = asdict(w) | {"primary": w.teacher * w.primary, "fine": w.teacher * w.fine * w.generated_fine}
     losses["total"] = sum(factors[name] * value for name, value in losses.items())
     networks.zero_grad()
     losses["total"].backward()

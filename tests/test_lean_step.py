@@ -146,6 +146,43 @@ def test_same_for_every_label_style(style):
     compare(lean(*things, **options), naive_step.iteration(*things, **options))
 
 
+@pytest.mark.parametrize("primary, generated_fine", [(0.7, 0.3), (0, 1), (1, 0), (0, 0)])
+def test_same_for_every_share_of_generated_images(primary, generated_fine):
+    shares = LossConfig(primary_weight=primary, generated_fine_weight=generated_fine)
+    things = *setting(), weights_at(shares, 10**6)
+    expected = naive_step.iteration(*things, structure_learns=True)
+    compare(lean(*things, structure_learns=True), expected)
+    assert expected[1]["appearance.fine.classify.weight"].any()  # real images teach the fine head in every case
+
+
+def test_without_generated_images_what_they_show_does_not_matter():
+    networks, teacher, batch = setting()
+    learned = []
+    for scale in (1, 100):
+        weights = weights_at(LossConfig(primary_weight=0, generated_fine_weight=0), 10**6)
+        made = translate(networks, batch)
+        made = made._replace(
+            a=made.a._replace(swapped=made.a.swapped * scale), b=made.b._replace(swapped=made.b.swapped * scale)
+        )
+        networks.zero_grad()
+        generator_losses(networks, teacher, batch, made, weights, structure_learns=True)["total"].backward()
+        learned.append([p.grad.clone() for p in networks.appearance.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*learned, strict=True))
+
+
+@pytest.mark.parametrize("style", ["soft", "hard"])
+def test_same_where_the_teacher_is_unsure(style):
+    things = *setting(), WEIGHTS["warm"]
+    options = {"structure_learns": False, "label_style": style}
+    everything = naive_step.iteration(*things, **options)[0]["g/primary"]
+    parts = []
+    for confidence in (0.35, 0.5, 1.0):
+        expected = naive_step.iteration(*things, teacher_confidence=confidence, **options)
+        compare(lean(*things, teacher_confidence=confidence, **options), expected)
+        parts.append(expected[0]["g/primary"])
+    assert everything > parts[0] > parts[1] > parts[2] == 0, "some images have to be passed over, but not all"
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_same_by_running_statistics_whichever_way_batches_are_cut(joint):
     things = *setting(batch_statistics=False), WEIGHTS["warm"]

@@ -104,3 +104,16 @@ def label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structu
         kept = probabilities.clamp_min(torch.finfo(torch.float32).tiny) * either
         return kept / kept.sum(1, keepdim=True)
     raise ValueError(f"label style {style!r} is unknown")
+
+
+def confident(teacher_logits: Tensor, least: float) -> Tensor:
+    """Which generated images the teacher is sure of.
+
+    Args:
+        teacher_logits: [V, N, K], the teacher on V views (image and mirror).
+        least: probability, 0 .. 1, that the best class must have in the mean of the views.
+    Returns:
+        [N, 1] fp32: 1 for those images, 0 for all others.
+    """
+    probabilities = teacher_logits.detach().float().softmax(-1).mean(0)
+    return (probabilities.amax(1, keepdim=True) >= least).float()

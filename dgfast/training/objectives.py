@@ -140,6 +140,7 @@ class GeneratorObjective(nn.Module):
                 weights,
                 structure_learns=structure_learns,
                 label_style=self.config.loss.label_style,
+                teacher_confidence=self.config.loss.teacher_confidence,
                 appearance_code_gradient=self.config.loss.appearance_code_gradient,
                 batch_statistics=self.config.optim.batch_norm != "frozen",
                 joint_statistics=self.config.optim.batch_norm == "joint",

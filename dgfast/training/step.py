@@ -43,6 +43,8 @@ class Weights:
     teacher: float  # primary and fine-grained learning (equations 8 and 9)
     fine: float  # share of the fine-grained head
     r1: float  # penalty on D's gradient
+    primary: float = 1.0  # share of equation 8 within the teacher's weight
+    generated_fine: float = 1.0  # share of equation 9 within the teacher's weight times `fine`
 
 
 def weights_at(config: LossConfig, iteration: int) -> Weights:
@@ -66,6 +68,8 @@ def weights_at(config: LossConfig, iteration: int) -> Weights:
         teacher=min(grown, config.teacher_weight),
         fine=config.fine_weight,
         r1=config.r1_weight,
+        primary=config.primary_weight,
+        generated_fine=config.generated_fine_weight,
     )
 
 
@@ -177,6 +181,7 @@ def generator_losses(
     *,
     structure_learns: bool,
     label_style: LabelStyle = "soft",
+    teacher_confidence: float = 0.0,
     appearance_code_gradient: bool = False,
     batch_statistics: bool = True,
     joint_statistics: bool = False,
@@ -192,6 +197,8 @@ def generator_losses(
         structure_learns: how generated images meet E_s. True: they are detached and E_s learns. False: E_s is frozen
             and the gradient reaches the images. The caller draws it with probability 0.5.
         label_style: label of generated images for the primary head.
+        teacher_confidence: 0 .. 1, probability of the teacher's best class below which the primary head passes over a
+            generated image; 0 takes all.
         appearance_code_gradient: False: codes are detached wherever E_a makes them (reference). True: the
             reconstruction of the appearance code reaches the generator (paper, equation 4).
         batch_statistics: whether the frozen views and the teacher normalise by the batch or by running statistics.
@@ -256,16 +263,19 @@ def generator_losses(
     # --- Primary and fine-grained learning on generated images (equations 8 and 9): they are data here, E_a learns
     soft: dict[str, Any] = {}
     primary = fine = identity.new_zeros(())
-    if weights.teacher:
+    if weights.teacher and (weights.primary or weights.generated_fine):
         # In a test E_a meets real images only, so generated ones do not enter its running statistics.
         with untracked(learned):
             student_a, student_b = each(learned, (x_ba.detach(), x_ab.detach()), joint_statistics)
         said = torch.cat(teach(teacher, (x_ba, x_ab), batch_statistics, joint_statistics), 1)
         soft["student_logits"] = torch.cat([student_a.prim_logits, student_b.prim_logits])
-        if label_style == "soft":
+        if label_style == "soft" and not teacher_confidence:
             soft["teacher_logits"] = said
         else:
-            soft["labels"] = losses.label(label_style, said, torch.cat([y_a, y_b]), torch.cat([y_b, y_a]))
+            label = losses.label(label_style, said, torch.cat([y_a, y_b]), torch.cat([y_b, y_a]))
+            if teacher_confidence:  # the divergence from a row of zeros is 0, and so is its gradient
+                label = label * losses.confident(said, teacher_confidence)
+            soft["labels"] = label
         # Fine-grained features are those of the body, not of the clothes (hair, hat, bag, build): the label is the
         # identity that gave the structure.
         fine = losses.cross_entropy(student_a.fine_logits, y_b) + losses.cross_entropy(student_b.fine_logits, y_a)
@@ -274,7 +284,7 @@ def generator_losses(
     l1_kl, terms = l1_kl_loss(
         [pair for _, pairs in l1.values() for pair in pairs],
         [weight for weight, pairs in l1.values() for _ in pairs],
-        kl_weight=2 * weights.teacher,
+        kl_weight=2 * weights.teacher * weights.primary,
         **soft,
     )
     if soft:
@@ -285,7 +295,7 @@ def generator_losses(
         + weights.positive_identity * positive_identity
         + weights.generated_identity * generated_identity
         + weights.adversarial * adversarial
-        + weights.teacher * weights.fine * fine
+        + weights.teacher * weights.fine * weights.generated_fine * fine
     )
     return {
         **dict.fromkeys(("structure_code", "cycle"), identity.new_zeros(())),

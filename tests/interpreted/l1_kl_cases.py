@@ -163,6 +163,7 @@ def test_ready_labels(mass):
     labels = made(4, 700, seed=1).softmax(1) * mass
     labels[0] = torch.eye(700)[5]
     labels[:, 600:] = 0
+    labels[2] = 0  # no label: neither a divergence nor a gradient
     pairs = [(made(30).requires_grad_(), made(30, seed=2))]
     check(pairs, [1.0], made(4, 700), None, 1.5, labels=labels, rtol=1e-5)
 
