@@ -5,7 +5,7 @@ Field names are unique across the whole tree, so that each is one flag of the co
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,6 +15,7 @@ from dgfast.errors import UserError
 LabelStyle = Literal["soft", "hard", "appearance", "uniform", "two-label"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Modulation = Literal["plane", "stripes"]
+Background = Literal["painted", "kept"]
 DatasetName = Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "folder", "prepared"]
 Variant = Literal["labeled", "detected"]
 LoaderName = Literal["auto", "dali", "torchvision"]
@@ -95,6 +96,9 @@ class ModelConfig:
     modulation: Modulation = "plane"
     """Where the appearance acts in G. plane: one scale and bias for a whole plane, the paper's. stripes: they follow
     the stripe of the code at that height, and stripes are pooled by their mean."""
+    background: Background = "painted"
+    """Who gives the pixels that clothes do not change. painted: G, the paper's. kept: the picture of the body; G learns
+    where clothes change anything."""
     style_hidden: int = 512
     """Width of the networks that turn a part of the code into scales and biases."""
     discriminator_width: int = 32
@@ -135,6 +139,8 @@ class LossConfig:
     """Share of primary learning within the teacher's term; 0: without it."""
     generated_fine_weight: float = 1.0
     """Share of generated images in the fine-grained cross-entropy; 0: the fine head learns from real images alone."""
+    change_weight: float = 15.0
+    """With --background kept: how well G foretells where other clothes change the picture."""
     r1_weight: float = 0.01
     """Penalty on D's gradient at real images."""
     warmup_start: int = 30_000
@@ -263,8 +269,8 @@ class Config:
     """The whole tree; every field name in it is a flag."""
 
     preset: str = "quickstart"
-    """Named set of defaults: quickstart, market1501, dukemtmc, msmt17, cuhk03np, folder. Every other flag overrides
-    it."""
+    """Named set of defaults: quickstart and showcase (built-in people, minutes or an hour on two cores), market1501,
+    dukemtmc, msmt17, cuhk03np, folder. Every other flag overrides it."""
     data: DataConfig = field(default_factory=DataConfig)
     """Which images, and how they are augmented."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
@@ -283,6 +289,7 @@ class Config:
     """Test protocol."""
 
 
+MAKE_THEIR_OWN = ("quickstart", "showcase")  # presets that need no data set
 TEACHER_IMAGES = 4  # two samples, one of each stream, give the teacher each image and its positive
 
 
@@ -334,10 +341,10 @@ def check(config: Config) -> None:
         size % TEACHER_IMAGES == 0, "teacher_batch_size", size, f"divisible by {TEACHER_IMAGES}, the images of a sample"
     )
     _expect(
-        data.data_root is not None or config.preset == "quickstart",
+        data.data_root is not None or config.preset in MAKE_THEIR_OWN,
         "data_root",
         None,
-        f"the folder of the data set, which preset {config.preset} needs (only quickstart makes its own)",
+        f"the folder of the data set, which preset {config.preset} needs (without one: {', '.join(MAKE_THEIR_OWN)})",
     )
 
 
@@ -404,6 +411,7 @@ def _quickstart() -> Config:
             structure_width=4,
             structure_blocks=2,
             modulation="stripes",
+            background="kept",
             style_hidden=64,
             discriminator_width=8,
             discriminator_blocks=1,
@@ -411,11 +419,12 @@ def _quickstart() -> Config:
         ),
         # There are a few hundred iterations instead of 100,000, so the pictures must become good first: their
         # reconstruction weighs six times as much, and E_a learns from generated images only once they show people.
-        loss=LossConfig(image_weight=30.0, positive_weight=30.0, warmup_start=250, warmup_rate=0.01),
+        # The code of another image does not tell of an image's scene, as its own does: G learns what clothes change.
+        loss=LossConfig(image_weight=5.0, positive_weight=55.0, warmup_start=250, warmup_rate=0.01),
         optim=OptimConfig(
             iterations=500,
             batch_size=4,
-            generator_iterations=500,
+            generator_iterations=600,
             generator_lr=2e-3,
             discriminator_lr=5e-4,
             backbone_lr=0.005,
@@ -434,12 +443,43 @@ def _quickstart() -> Config:
     )
 
 
+def _showcase() -> Config:
+    """The best pictures that two CPU cores make in about an hour: more people, wider networks, more iterations."""
+    quick = _quickstart()
+    return replace(
+        quick,
+        preset="showcase",
+        synthetic=SyntheticConfig(synthetic_train_identities=300, synthetic_test_identities=100),
+        model=replace(
+            quick.model,
+            backbone="small32",
+            embedding=256,
+            structure_width=8,
+            style_hidden=128,
+            discriminator_width=16,
+        ),
+        loss=replace(quick.loss, warmup_start=400, warmup_rate=0.005),
+        optim=replace(
+            quick.optim,
+            iterations=800,
+            generator_iterations=2500,
+            generator_lr=1e-3,
+            backbone_lr=0.0025,
+            head_lr=0.01,
+            milestones=(624,),
+        ),
+        teaching=replace(quick.teaching, teacher_iterations=1500, teacher_milestones=(1100,)),
+        run=replace(quick.run, sample_every=200, checkpoint_every=200),
+    )
+
+
 def _public(name: str, dataset: DatasetName) -> Config:
     return Config(preset=name, data=DataConfig(dataset=dataset))
 
 
 PRESETS: dict[str, Config] = {
     "quickstart": _quickstart(),
+    "showcase": _showcase(),
     "market1501": _public("market1501", "market1501"),
     "dukemtmc": _public("dukemtmc", "dukemtmc"),
     "msmt17": _public("msmt17", "msmt17"),

@@ -120,6 +120,11 @@ def soft_label(teacher, images, style, clothes, body, confidence):
     return label, counts
 
 
+def cover(change):
+    """How far what G paints covers the body's picture: from nothing at a change of 0.09 to all of it at 0.18."""
+    return ((change.detach() - 0.09) / 0.09).clamp(0, 1)
+
+
 def divergence(label_and_counts, logits):
     label, counts = label_and_counts
     rows = F.kl_div(F.log_softmax(logits, 1), label, reduction="none").sum(1)
@@ -154,6 +159,16 @@ def iteration(
     x_ba, x_ab = decoder(g, s_b, f_a), decoder(g, s_a, f_b)
     x_a, x_b = decoder(g, s_a, f_a), decoder(g, s_b, f_b)
     xp_a, xp_b = decoder(g, s_a, fp_a), decoder(g, s_b, fp_b)
+    change = torch.zeros(())
+    share_a = share_b = torch.ones(())
+    if x_a.shape[1] == 4:
+        foretold_a, foretold_b = (xp_a[:, 3] + x_ab[:, 3]) / 2, (xp_b[:, 3] + x_ba[:, 3]) / 2
+        true_a, true_b = (xp_a - x_ab)[:, :3].abs().mean(1).detach(), (xp_b - x_ba)[:, :3].abs().mean(1).detach()
+        change = ((foretold_a - true_a) ** 2).mean() + ((foretold_b - true_b) ** 2).mean()
+        share_a, share_b = (0.2 + 0.8 * cover(foretold)[:, None] for foretold in (foretold_a, foretold_b))
+        cover_a, cover_b = cover(x_ab[:, 3:]), cover(x_ba[:, 3:])
+        x_ab = (1 - cover_a) * a.image + cover_a * x_ab[:, :3]
+        x_ba = (1 - cover_b) * b.image + cover_b * x_ba[:, :3]
 
     # D update
     real = fake = r1 = 0.0
@@ -175,8 +190,9 @@ def iteration(
 
     # G, E_s and E_a update
     losses = {
-        "image": l1(x_a, a.image) + l1(x_b, b.image),
-        "positive": l1(xp_a, a.image) + l1(xp_b, b.image),
+        "image": l1(share_a * x_a[:, :3], share_a * a.image) + l1(share_b * x_b[:, :3], share_b * b.image),
+        "positive": l1(share_a * xp_a[:, :3], share_a * a.image) + l1(share_b * xp_b[:, :3], share_b * b.image),
+        "change": change,
     }
     judge = copied(e_a, batch_statistics)
     again_a, again_b = judge(x_ba), judge(x_ab)
@@ -190,7 +206,8 @@ def iteration(
         frozen = copy.deepcopy(e_s).eval()
         sr_a, sr_b = structure(frozen, grey(x_ab)), structure(frozen, grey(x_ba))
     losses["structure_code"] = l1(sr_a, s_a.detach()) + l1(sr_b, s_b.detach())
-    losses["cycle"] = l1(decoder(g, sr_a, fr_a), a.image) + l1(decoder(g, sr_b, fr_b), b.image)
+    cycled_a, cycled_b = decoder(g, sr_a, fr_a)[:, :3], decoder(g, sr_b, fr_b)[:, :3]
+    losses["cycle"] = l1(share_a * cycled_a, share_a * a.image) + l1(share_b * cycled_b, share_b * b.image)
 
     erased_a, erased_b = e_a(a.erased), e_a(b.erased)
     losses["identity"] = ce(erased_a.prim_logits, a.label) + w.teacher * w.fine * ce(erased_a.fine_logits, a.label)

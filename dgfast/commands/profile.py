@@ -10,7 +10,7 @@ import tyro
 
 from dgfast.commands import train
 from dgfast.commands.sources import open_data
-from dgfast.config import Config, check
+from dgfast.config import MAKE_THEIR_OWN, Config, check
 from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
 from dgfast.files import write_json
@@ -99,7 +99,7 @@ def parse(argv: list[str]) -> tuple[Measurement, Config]:
 def _made_up_data(config: Config) -> ReidData:
     """As many people as the preset's training set has, of whom nothing is read."""
     number = IDENTITIES.get(config.preset, 751)
-    if config.preset == "quickstart":
+    if config.preset in MAKE_THEIR_OWN:
         number = config.synthetic.synthetic_train_identities
     people = tuple(Record(Path("made-up"), person, camera=1) for person in range(1, number + 1))
     return ReidData("made-up batches", Path("made-up"), people, (), ())

@@ -121,6 +121,8 @@ class Decoder(nn.Module):
         hidden: width of the networks that turn a part of the code into scales and biases.
         stripes: 0: the code is cut into as many consecutive parts as there are blocks, and each block has its own part
             (the paper's). Otherwise the code's horizontal stripes: every block reads them all, each at its height.
+        foretells: whether images have a fourth channel, which says how much other clothes would change each pixel; see
+            background.py.
 
     Attributes:
         recompute: keep no activations of the blocks, compute them again in the backward pass; see `layers.through`.
@@ -131,7 +133,15 @@ class Decoder(nn.Module):
 
     recompute = False
 
-    def __init__(self, channels: int = 128, code: int = 8192, blocks: int = 4, hidden: int = 512, stripes: int = 0):
+    def __init__(
+        self,
+        channels: int = 128,
+        code: int = 8192,
+        blocks: int = 4,
+        hidden: int = 512,
+        stripes: int = 0,
+        foretells: bool = False,
+    ):
         super().__init__()
         if code % (stripes or blocks):
             what = f"{stripes} stripes" if stripes else f"{blocks} blocks"
@@ -144,7 +154,7 @@ class Decoder(nn.Module):
         self.upsample = nn.ModuleList([UpsampleBlock(channels), UpsampleBlock(channels // 2)])
         width = channels // 4
         self.refine = nn.ModuleList([nn.Conv2d(width, width, 3), nn.Conv2d(width, width, 3)])
-        self.to_rgb = nn.Conv2d(width, 3, 1)
+        self.to_rgb = nn.Conv2d(width, 3 + foretells, 1)
         kaiming_fan_in(self)
 
     def forward(self, structure: Tensor, code: Tensor) -> Tensor:
@@ -155,7 +165,7 @@ class Decoder(nn.Module):
             code: [N, code], channel-major, N a multiple of M.
 
         Returns:
-            Images [N, 3, H, W], RGB, normalised; no activation bounds them.
+            Images [N, 3, H, W], RGB, normalised; no activation bounds them. [N, 4, H, W] where G foretells changes.
         """
         x = reflect(structure, 1)
         if self.stripes:

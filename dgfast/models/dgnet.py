@@ -7,13 +7,14 @@ from typing import Literal, overload
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dgfast.config import ModelConfig
 from dgfast.errors import UserError
 from dgfast.files import replacing
 
 from .appearance import AppearanceEncoder
+from .background import over
 from .decoder import Decoder
 from .discriminator import Discriminator
 from .structure import StructureEncoder
@@ -49,10 +50,26 @@ class DGNet(nn.Module):
             config.decoder_blocks,
             config.style_hidden,
             stripes=config.parts if striped else 0,
+            foretells=config.background == "kept",
         )
         self.discriminator = Discriminator(
             config.discriminator_width, config.discriminator_blocks, config.discriminator_scales
         )
+
+    def dress(self, structure: Tensor, code: Tensor, bodies: Tensor) -> Tensor:
+        """Pictures of bodies in clothes: G(s, f), with `--background kept` over the pictures of the bodies.
+
+        Args:
+            structure: [M, channels, H/4, W/4], structure codes.
+            code: [N, code], appearance codes, N a multiple of M; code n dresses body n mod M.
+            bodies: [M, 3, H, W], normalised, the images that gave the structure codes.
+        Returns:
+            [N, 3, H, W], normalised.
+        """
+        painted = self.decoder(structure, code)
+        if self.config.background == "painted":
+            return painted
+        return over(painted, bodies)
 
 
 def make_teacher(config: ModelConfig, num_classes: int) -> Teacher:

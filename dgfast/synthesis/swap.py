@@ -29,7 +29,7 @@ def swap_matrix(networks: DGNet, structures: Tensor, appearances: Tensor) -> Ten
     f = networks.appearance(appearances).code
     cells = [torch.cat([torch.full_like(structures[:1], 3.0), structures])]
     for own, code in zip(appearances, f, strict=True):
-        cells.append(torch.cat([own[None], networks.decoder(s, code.expand(len(s), -1)).float()]))
+        cells.append(torch.cat([own[None], networks.dress(s, code.expand(len(s), -1), structures).float()]))
     grid = make_grid(denormalise(torch.cat(cells)).cpu(), nrow=len(s) + 1, padding=2, pad_value=255)
     return grid.permute(1, 2, 0).contiguous()
 
@@ -50,6 +50,6 @@ def dress(networks: DGNet, bodies: np.ndarray, clothes: np.ndarray, batch: int =
     made = []
     for pair in zip(torch.from_numpy(bodies).split(batch), torch.from_numpy(clothes).split(batch), strict=True):
         body, other = (normalise(images.to(device)) for images in pair)
-        pictures = networks.decoder(networks.structure(grey(body)), networks.appearance(other).code)
+        pictures = networks.dress(networks.structure(grey(body)), networks.appearance(other).code, body)
         made.append(denormalise(pictures).permute(0, 2, 3, 1).cpu())
     return torch.cat(made).numpy()

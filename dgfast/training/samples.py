@@ -29,7 +29,9 @@ def sample_grid(networks: DGNet, a: Tensor, b: Tensor) -> Tensor:
     with evaluating(networks, batch_statistics=False):
         s_a, s_b = networks.structure(grey(torch.cat([a, b]))).chunk(2)
         f_a, f_b = networks.appearance(torch.cat([a, b])).code.chunk(2)
-        images = networks.decoder(torch.cat([s_a, s_a, s_b, s_b]), torch.cat([f_a, f_b, f_b, f_a])).float()
+        images = networks.dress(
+            torch.cat([s_a, s_a, s_b, s_b]), torch.cat([f_a, f_b, f_b, f_a]), torch.cat([a, a, b, b])
+        ).float()
     a_rec, a_in_b, b_rec, b_in_a = images.chunk(4)
     rows = torch.cat([a, a_rec, a_in_b, b, b_rec, b_in_a])
     return make_grid(denormalise(rows).cpu(), nrow=len(a), padding=2, pad_value=255).permute(1, 2, 0).contiguous()

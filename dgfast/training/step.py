@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgfast.config import LabelStyle, LossConfig
 from dgfast.data.batches import PairBatch
 from dgfast.kernels import l1_kl_loss
 from dgfast.models import DGNet, Teacher
+from dgfast.models.background import changes, emphasis, over
 from dgfast.models.structure import grey
 
 from . import losses
@@ -45,6 +47,7 @@ class Weights:
     r1: float  # penalty on D's gradient
     primary: float = 1.0  # share of equation 8 within the teacher's weight
     generated_fine: float = 1.0  # share of equation 9 within the teacher's weight times `fine`
+    change: float = 0.0  # foretelling where clothes change a picture; with --background kept
 
 
 def weights_at(config: LossConfig, iteration: int) -> Weights:
@@ -70,6 +73,7 @@ def weights_at(config: LossConfig, iteration: int) -> Weights:
         r1=config.r1_weight,
         primary=config.primary_weight,
         generated_fine=config.generated_fine_weight,
+        change=config.change_weight,
     )
 
 
@@ -82,6 +86,7 @@ class Stream(NamedTuple):
     reconstructed: Tensor  # G(s, f)
     reconstructed_positive: Tensor  # G(s, f_positive)
     swapped: Tensor  # G(s of other, f): these clothes on the other stream's bodies
+    change: tuple[Tensor, Tensor] | None = None  # of these bodies by other clothes; see models/background.py
 
 
 class Translation(NamedTuple):
@@ -116,12 +121,16 @@ def translate(
         clean = (batch.a.image, batch.b.image, batch.a.positive, batch.b.positive)
         f_a, f_b, f_a_positive, f_b_positive = (out.code for out in each(networks.appearance, clean, joint_statistics))
     # Bodies a, b in turn: first each in the other's clothes, then in its own, then in those of its positive.
-    x_ab, x_ba, x_a, x_b, x_a_positive, x_b_positive = networks.decoder(
-        s, torch.cat([f_b, f_a, f_a, f_b, f_a_positive, f_b_positive])
-    ).chunk(6)
+    painted = networks.decoder(s, torch.cat([f_b, f_a, f_a, f_b, f_a_positive, f_b_positive]))
+    x_ab, x_ba, x_a, x_b, x_a_positive, x_b_positive = painted.chunk(6)
+    change_a = change_b = None
+    if networks.config.background == "kept":
+        change_a, change_b = changes(x_a_positive, x_ab), changes(x_b_positive, x_ba)
+        x_ab, x_ba = over(x_ab, batch.a.image), over(x_ba, batch.b.image)
+        x_a, x_b, x_a_positive, x_b_positive = (x[:, :3] for x in (x_a, x_b, x_a_positive, x_b_positive))
     return Translation(
-        Stream(s_a, f_a, f_a_positive, x_a, x_a_positive, swapped=x_ba),
-        Stream(s_b, f_b, f_b_positive, x_b, x_b_positive, swapped=x_ab),
+        Stream(s_a, f_a, f_a_positive, x_a, x_a_positive, swapped=x_ba, change=change_a),
+        Stream(s_b, f_b, f_b_positive, x_b, x_b_positive, swapped=x_ab, change=change_b),
     )
 
 
@@ -134,19 +143,31 @@ def reconstruction_losses(networks: DGNet, batch: PairBatch, config: LossConfig,
         config: weights of the two terms.
         structure_jitter: 0 .. 1, as in `translate`.
     Returns:
-        scalars: image and positive, means before their weights, and their weighted total.
+        scalars, means before their weights, and their weighted total: image and positive; with `--background kept`
+        positive, for both weights, and change.
     Source:
         paper, section 3.1, equations 1 and 2.
     """
     images = torch.cat([batch.a.image, batch.b.image])
-    with torch.no_grad():
-        codes = [networks.appearance(x).code for x in (images, torch.cat([batch.a.positive, batch.b.positive]))]
+    positives = torch.cat([batch.a.positive, batch.b.positive])
     s = networks.structure(jitter_structure(grey(images), structure_jitter))
-    own, positive = networks.decoder(s, torch.cat(codes)).chunk(2)
-    total, (image, other) = l1_kl_loss(
-        [(own, images), (positive, images)], [config.image_weight, config.positive_weight]
-    )
-    return {"image": image, "positive": other, "total": total}
+    if networks.config.background == "painted":
+        with torch.no_grad():
+            codes = torch.cat([networks.appearance(x).code for x in (images, positives)])
+        own, positive = networks.decoder(s, codes).chunk(2)
+        weights = [config.image_weight, config.positive_weight]
+        total, (image, other) = l1_kl_loss([(own, images), (positive, images)], weights)
+        return {"image": image, "positive": other, "total": total}
+    # An image's own code tells of its scene, so that G could not learn which pixels are the clothes'. The positive's
+    # code tells of the same clothes elsewhere, and the other stream's shows what changes in other clothes.
+    with torch.no_grad():
+        f_a, f_b = networks.appearance(positives).code.chunk(2)
+    positive, swapped = networks.decoder(s, torch.cat([f_a, f_b, f_b, f_a])).chunk(2)
+    changed = changes(positive, swapped)
+    weight = config.image_weight + config.positive_weight
+    total, (other,) = l1_kl_loss([_beside(positive, images, changed)], [weight])
+    change = F.mse_loss(*changed)
+    return {"positive": other, "change": change, "total": total + config.change_weight * change}
 
 
 def discriminator_losses(networks: DGNet, batch: PairBatch, made: Translation, weights: Weights) -> Losses:
@@ -205,7 +226,7 @@ def generator_losses(
         joint_statistics: whether BatchNorm sees both streams together; see `each`.
     Returns:
         scalars, each before its weight and summed over both streams, and their weighted "total". Structure code, cycle,
-        primary and fine are 0 while their weights are.
+        primary and fine are 0 while their weights are, and change is without `--background kept`.
     Source:
         paper, section 3; the weighted sum is equation 10.
     """
@@ -220,11 +241,11 @@ def generator_losses(
     l1: dict[str, tuple[float, tuple[Pair, Pair]]] = {}
 
     # --- Self-identity generation: an image from its own codes, and from the code of its positive (equations 1 and 2)
-    l1["image"] = weights.image, ((a.reconstructed, batch.a.image), (b.reconstructed, batch.b.image))
-    l1["positive"] = (
-        weights.positive,
-        ((a.reconstructed_positive, batch.a.image), (b.reconstructed_positive, batch.b.image)),
-    )
+    def beside_images(of_a: Tensor, of_b: Tensor) -> tuple[Pair, Pair]:
+        return _beside(of_a, batch.a.image, a.change), _beside(of_b, batch.b.image, b.change)
+
+    l1["image"] = weights.image, beside_images(a.reconstructed, b.reconstructed)
+    l1["positive"] = weights.positive, beside_images(a.reconstructed_positive, b.reconstructed_positive)
 
     # --- Cross-identity generation: both codes must be found again in the generated image (equations 4 and 5)
     again_a, again_b = each(judge, (x_ba, x_ab), joint_statistics)
@@ -242,10 +263,13 @@ def generator_losses(
         l1["structure_code"] = weights.structure_code, ((s_a, a.s.detach()), (s_b, b.s.detach()))
         if weights.cycle:
             cycled_a, cycled_b = networks.decoder(torch.cat([s_a, s_b]), torch.cat([f_a, f_b])).chunk(2)
-            l1["cycle"] = weights.cycle, ((cycled_a, batch.a.image), (cycled_b, batch.b.image))
+            l1["cycle"] = weights.cycle, beside_images(cycled_a, cycled_b)
 
     # --- The generated image must carry the identity of its clothes (equation 6)
     generated_identity = losses.cross_entropy(again_a.prim_logits, y_a) + losses.cross_entropy(again_b.prim_logits, y_b)
+
+    # --- With a kept background G foretells where other clothes change a picture
+    change = sum((F.mse_loss(*stream.change) for stream in made if stream.change), x_ba.new_zeros(()))
 
     # --- It must look real (equation 7): D's weights take no gradient here
     maps = frozen(networks.discriminator)(torch.cat([x_ba, x_ab]))
@@ -296,6 +320,7 @@ def generator_losses(
         + weights.generated_identity * generated_identity
         + weights.adversarial * adversarial
         + weights.teacher * weights.fine * weights.generated_fine * fine
+        + weights.change * change
     )
     return {
         **dict.fromkeys(("structure_code", "cycle"), identity.new_zeros(())),
@@ -306,8 +331,17 @@ def generator_losses(
         "adversarial": adversarial,
         "primary": primary,
         "fine": fine,
+        "change": change,
         "total": total,
     }
+
+
+def _beside(found: Tensor, image: Tensor, change: tuple[Tensor, Tensor] | None) -> Pair:
+    """A reconstruction and its image. Of a kept background, G's guess at the scene is never seen and counts little."""
+    if change is None:
+        return found, image
+    share = emphasis(change[0])
+    return share * found[:, :3], share * image
 
 
 @torch.no_grad()

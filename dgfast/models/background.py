@@ -1,0 +1,62 @@
+"""The background of a generated picture: where clothes change nothing, the body's own pixels stay.
+
+G sees a grey picture of the body, and with structure jitter not even its true tones, so whatever scene it paints is a
+guess. With `--background kept` G gives each pixel a fourth value beside red, green and blue: how much the picture would
+change there in other clothes. Where that is little, the pixel of the body's picture is handed through.
+"""
+
+import torch
+from torch import Tensor
+
+# Changes are mean absolute differences of normalised RGB, in which black and white are some 4.4 apart.
+FAINT = 0.09  # a change up to this leaves the body's pixel as it is
+FULL = 0.18  # from this on, the pixel is G's
+SCENE = 0.2  # what a pixel of the scene counts in reconstructions, where one of the clothes counts 1
+
+
+def opacity(change: Tensor) -> Tensor:
+    """How far G covers the body's picture; without a gradient, or a loss could be lowered by painting less.
+
+    Args:
+        change: [N, 1, H, W], as G foretells it.
+    Returns:
+        [N, 1, H, W], 0 .. 1.
+    """
+    return change.detach().sub(FAINT).div(FULL - FAINT).clamp(0, 1)
+
+
+def emphasis(change: Tensor) -> Tensor:
+    """What each pixel counts in a reconstruction.
+
+    Args:
+        change: [N, 1, H, W], as G foretells it.
+    Returns:
+        [N, 1, H, W], `SCENE` .. 1.
+    """
+    return SCENE + (1 - SCENE) * opacity(change)
+
+
+def over(painted: Tensor, bodies: Tensor) -> Tensor:
+    """Lay painted clothes over pictures of the bodies.
+
+    Args:
+        painted: [N, 4, H, W], what G gave; picture n is of body n mod M.
+        bodies: [M, 3, H, W], their pictures, normalised.
+    Returns:
+        [N, 3, H, W].
+    """
+    bodies = torch.cat([bodies] * (len(painted) // len(bodies)))  # Tensor.repeat would lose the memory format
+    return bodies + opacity(painted[:, 3:]) * (painted[:, :3] - bodies)
+
+
+def changes(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """How much the clothes change the pictures of the same bodies: as G foretold in both, and as it is.
+
+    Args:
+        one: [N, 4, H, W], what G gave for bodies in some clothes.
+        other: [N, 4, H, W], the same bodies in other clothes.
+    Returns:
+        foretold and true, [N, 1, H, W] each; the latter has no gradient.
+    """
+    foretold = (one[:, 3:] + other[:, 3:]) / 2
+    return foretold, (one[:, :3] - other[:, :3]).detach().abs().mean(1, keepdim=True)
