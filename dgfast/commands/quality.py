@@ -20,8 +20,11 @@ from dgfast.files import write_json, write_png, write_text
 from dgfast.models import DGNet
 from dgfast.pedestrians import Parameters, SwapTruths, render_truths
 from dgfast.retrieval.owners import owner_scores
-from dgfast.synthesis import dress, swap_matrix
+from dgfast.synthesis import dress, lite0, swap_matrix
+from dgfast.synthesis.distances import Distances, Eyes, strangers
+from dgfast.synthesis.inception import open_inception
 from dgfast.synthesis.quality import (
+    TITLES,
     Measured,
     chosen,
     differences,
@@ -29,6 +32,8 @@ from dgfast.synthesis.quality import (
     floors,
     measure,
     picture,
+    scale,
+    seen_table,
     stripes_by_hand,
     table,
     tone_changes,
@@ -51,10 +56,17 @@ dgfast quality --run runs/latest --data-root /data/Market-1501       (photograph
 dgfast quality --run released-weights/ --seed 5        (what `dgfast import-reference` wrote; other people)
 
 Of photographs nobody knows the truth. With --data-root, people are dressed in their own clothes, which should give the
-photograph back, and twenty of them in ten others' clothes, which should give different pictures.
+photograph back, and twenty of them in ten others' clothes, which should give different pictures. Everybody in somebody
+else's clothes should give pictures that are no farther from photographs than other photographs.
 """
 SEED = 77  # of the people; no preset trains on them
 SHOWN = 10  # swaps in the picture
+PHOTOGRAPHS = {  # titles of what is compared with photographs
+    "ours": "swaps",
+    "stripes": "stripe colours by hand",
+    "reconstructions": "reconstructions",
+    "truth": "other photographs",
+}
 BODIES, CLOTHES = 20, 10  # of photographs: people who are dressed, and in how many clothes
 
 
@@ -80,6 +92,8 @@ class Command:
     """Boxes of CUHK03-NP."""
     loader: LoaderName = "auto"
     """What decodes and resizes the photographs; auto: DALI where it works, else torchvision."""
+    inception: Path | None = None
+    """The Inception weights of FID, as torch-fidelity has them: FID and KID instead of FD-lite0 and KD-lite0."""
     out: Path | None = None
     """File for all figures, as JSON; table and picture stand beside it, as .txt and .png. Default: quality.json in the
     run directory, or quality-DATASET.json."""
@@ -99,6 +113,8 @@ class Quality:
     """Kind of picture -> how often the owner of the clothes is found, percent."""
     counts: dict[str, int]
     """Pattern or change of tone -> number of swaps."""
+    distances: Distances | None
+    """Of the distributions; None where no network is installed for them, or of fewer than 4 swaps."""
 
     def to_json(self) -> dict[str, Any]:
         """All figures, as JSON has a form for."""
@@ -107,11 +123,14 @@ class Quality:
             "scores": {name: measured.to_json() for name, measured in self.measured.items()},
             "owner": self.owners,
             "counts": self.counts,
+            "distances": self.distances.to_json() if self.distances else None,
         }
 
     def table(self) -> str:
         """All figures as text."""
-        return table(self.measured, self.owners, self.counts)
+        text = table(self.measured, self.owners, self.counts)
+        seen = seen_table(TITLES, self.measured, self.distances)
+        return f"{text}\n\n{seen}" if seen else text
 
     def picture(self) -> np.ndarray:
         """[H, W, 3] uint8: some swaps of all patterns; see `synthesis.quality.picture`."""
@@ -129,14 +148,17 @@ def main(argv: list[str] | None = None) -> None:
     """
     command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast quality", description=HELP)
     networks, config, folder = _open(command.run)
-    networks.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    eyes = Eyes(lite0.installed(), open_inception(command.inception) if command.inception else None)
+    for module in (networks, eyes.lite0, eyes.inception):
+        if module:
+            module.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     size = config.data.image_height, config.data.image_width
     if command.data_root is None:
-        found = _beside_truth(command, networks, config, size)
+        found = _beside_truth(command, networks, eyes, config, size)
     else:
         data = load_reid(command.data_root, command.dataset, variant=command.variant)
         print(data.summary())
-        found = _of_photographs(command, networks, data, size)
+        found = _of_photographs(command, networks, eyes, data, size)
     report = command.out or folder / f"{found.name}.json"
     try:
         write_json(found.figures, report)
@@ -144,7 +166,8 @@ def main(argv: list[str] | None = None) -> None:
         write_png(found.picture, report.with_suffix(".png"))
     except OSError as error:
         raise UserError(f"--out {report} cannot be written ({error.strerror}); pass another file") from error
-    print(f"{found.text}\npicture  {report.with_suffix('.png')}\nreport   {report}")
+    missing = "" if eyes.lite0 else f"\n{lite0.MISSING}\n"
+    print(f"{found.text}{missing}\npicture  {report.with_suffix('.png')}\nreport   {report}")
 
 
 @dataclass(frozen=True)
@@ -157,7 +180,7 @@ class _Found:
     picture: np.ndarray
 
 
-def _beside_truth(command: Command, networks: DGNet, config: Config, size: tuple[int, int]) -> _Found:
+def _beside_truth(command: Command, networks: DGNet, eyes: Eyes, config: Config, size: tuple[int, int]) -> _Found:
     """Figures of synthetic people, whose truth is known."""
     if config.data.data_root is None and config.synthetic.synthetic_seed == command.seed:
         raise UserError(
@@ -165,13 +188,13 @@ def _beside_truth(command: Command, networks: DGNet, config: Config, size: tuple
             f" has not seen: pass another --seed"
         )
     parameters = truth_parameters(size, command.swaps, command.seed, command.identities, command.difficulty)
-    quality = assess(networks, parameters, config.evaluation.alpha, progress=True)
+    quality = assess(networks, parameters, config.evaluation.alpha, eyes, progress=True)
     settings = {"seed": command.seed, "identities": command.identities, "difficulty": command.difficulty, "size": size}
     text = f"{command.swaps} true swaps, {size[0]}x{size[1]}, seed {command.seed}\n\n{quality.table()}\n"
     return _Found("quality", settings | quality.to_json(), text, quality.picture())
 
 
-def _of_photographs(command: Command, networks: DGNet, data: ReidData, size: tuple[int, int]) -> _Found:
+def _of_photographs(command: Command, networks: DGNet, eyes: Eyes, data: ReidData, size: tuple[int, int]) -> _Found:
     """Figures of photographs, which need no truth: reconstructions, and how much clothes change a picture."""
     records = spread(data.query or data.train, command.swaps)
     if len(records) < 2:
@@ -182,7 +205,15 @@ def _of_photographs(command: Command, networks: DGNet, data: ReidData, size: tup
     images = torch.cat([images for images, _ in batches])
     photographs = denormalise(images).permute(0, 2, 3, 1).cpu().numpy()
     again = dress(networks, photographs, photographs)
-    same = differences(unit(again), unit(photographs)).within(np.ones(photographs.shape[:3], bool))
+    others = photographs[strangers([record.person for record in records])]
+    pictures = {
+        "reconstructions": unit(again),
+        "ours": unit(dress(networks, photographs, others)),
+        "stripes": stripes_by_hand(unit(photographs), unit(others)),
+    }
+    maps, distances = eyes.look(pictures, unit(photographs), progress=True)
+    found = differences(unit(again), unit(photographs), maps.get("reconstructions"))
+    same = found.within(np.ones(photographs.shape[:3], bool))
     kinds = min(CLOTHES, len(records))
     shape = (-1, kinds, *photographs.shape[1:])
     bodies = np.repeat(photographs[:BODIES], kinds, axis=0)
@@ -194,11 +225,16 @@ def _of_photographs(command: Command, networks: DGNet, data: ReidData, size: tup
     }
     text = (
         f"{data.name}: {len(records)} photographs, {size[0]}x{size[1]}\n"
-        f"  reconstructions         L1 {same.l1:.3f}  PSNR {same.psnr:.1f}  SSIM {same.ssim:.3f}\n"
+        f"  reconstructions         L1 {same.l1:.3f}  PSNR {same.psnr:.1f}  SSIM {same.ssim:.3f}"
+        + (f"  perceptual-lite0 {same.perceptual_lite0:.3f}" if maps else "")
+        + "\n"
         f"  diversity of swaps      L1 {changes['ours']:.3f}  (stripe colours by hand: {changes['stripes']:.3f})\n"
     )
+    if distances:
+        text += f"\n{seen_table(PHOTOGRAPHS, {}, distances)}\n"
     figures = {"dataset": data.name, "photographs": len(records), "size": size}
     figures |= {"reconstruction": same.to_json(), "diversity": changes}
+    figures["distances"] = distances.to_json() if distances else None
     sheet = swap_matrix(networks, images[:SHOWN], images[-kinds:]).numpy()
     return _Found(f"quality-{data.name}", figures, text, sheet)
 
@@ -229,13 +265,14 @@ def truth_parameters(
     )
 
 
-def assess(networks: DGNet, parameters: Parameters, alpha: float, *, progress: bool = False) -> Quality:
+def assess(networks: DGNet, parameters: Parameters, alpha: float, eyes: Eyes, *, progress: bool = False) -> Quality:
     """Measure networks on a truth set.
 
     Args:
         networks: in eval mode.
         parameters: of the data set whose swaps are rendered.
         alpha: weight of the fine-grained cosine in the test feature, >= 0.
+        eyes: the networks that look at the pictures.
         progress: show a progress bar on stderr.
     Raises:
         UserError: a parameter is out of range.
@@ -244,13 +281,15 @@ def assess(networks: DGNet, parameters: Parameters, alpha: float, *, progress: b
     ours = dress(networks, truths.bodies, truths.clothes)
     bodies, clothes, targets = unit(truths.bodies), unit(truths.clothes), unit(truths.truths)
     tones = tone_changes(bodies, targets, truths.masks)
-    pictures = {"ours": unit(ours)} | floors(bodies, clothes, targets, truths.masks)
+    pictures = {"ours": unit(ours)} | floors(bodies, clothes, targets, truths.masks) | scale(targets)
+    maps, distances = eyes.look(pictures, targets, progress=progress)
     measured = {
-        name: measure(images, targets, truths.masks, truths.patterns, tones) for name, images in pictures.items()
+        name: measure(images, targets, truths.masks, truths.patterns, tones, maps.get(name))
+        for name, images in pictures.items()
     }
     asked = {"ours": ours, "body": truths.bodies, "truth": truths.truths}
     owners = owner_scores(networks, asked, truths.clothes, truths.owners, alpha)
-    return Quality(truths, ours, measured, owners, dict(Counter(truths.patterns)) | dict(Counter(tones)))
+    return Quality(truths, ours, measured, owners, dict(Counter(truths.patterns)) | dict(Counter(tones)), distances)
 
 
 def unit(pixels: np.ndarray) -> np.ndarray:

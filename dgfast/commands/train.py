@@ -20,7 +20,8 @@ from dgfast.models import DGNet, Teacher
 from dgfast.retrieval.evaluation import evaluate, table
 from dgfast.retrieval.features import FeatureSettings
 from dgfast.retrieval.visualise import ranking_figure
-from dgfast.synthesis import swap_matrix
+from dgfast.synthesis import lite0, swap_matrix
+from dgfast.synthesis.distances import Eyes
 from dgfast.synthesis.quality import short_table
 from dgfast.training.distributed import Workers
 from dgfast.training.samples import spread
@@ -180,7 +181,8 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
     if config.data.data_root is None:
         # Other people than those of the run, whichever seed they were drawn from.
         seed = SEED + (config.synthetic.synthetic_seed == SEED)
-        quality = assess(networks, truth_parameters(settings.image_size, TRUE_SWAPS, seed), config.evaluation.alpha)
+        parameters = truth_parameters(settings.image_size, TRUE_SWAPS, seed)
+        quality = assess(networks, parameters, config.evaluation.alpha, Eyes(lite0.installed()))
         report["quality"] = quality.to_json()
         text += f"\n{TRUE_SWAPS} true swaps of other people (docs/generation.md)\n{short_table(quality.measured)}\n"
     if text:

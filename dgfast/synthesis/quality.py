@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torchvision.transforms.functional import gaussian_blur
+
+from .distances import Distances
 
 TONE_CHANGE = 15.0  # L* by which clothes must become brighter or darker on average to count as such
 TONES = ("dark to bright", "alike", "bright to dark")
@@ -37,6 +40,8 @@ class Scores:
     """The same without lightness: the distance in a* and b*."""
     mean_colour: float
     """CIE76 difference of the mean colours of a picture's region, mean over the pictures that have one."""
+    perceptual_lite0: float
+    """Mean of the map of `distances.compare`, 0 .. 4; NaN where the network is not installed."""
 
     def to_json(self) -> dict[str, float | None]:
         """The scores, rounded; None for what is infinite or has no value, which JSON has no form for."""
@@ -55,6 +60,8 @@ class Differences:
     """[N, H, W]: SSIM."""
     lab: np.ndarray
     """[N, H, W, 3]: difference in CIELAB."""
+    perceptual: np.ndarray
+    """[N, H, W]: what a network sees of it; NaN where the network is not installed."""
 
     def within(self, region: np.ndarray) -> Scores:
         """The scores of a region.
@@ -63,7 +70,7 @@ class Differences:
             region: [N, H, W] bool.
         """
         if not region.any():
-            return Scores(*[math.nan] * 6)
+            return Scores(*[math.nan] * 7)
         error = float(self.squared[region].mean())
         difference = self.lab[region]
         pixels = region.sum((1, 2))
@@ -76,15 +83,17 @@ class Differences:
             colour=float(np.linalg.norm(difference, axis=-1).mean()),
             chroma=float(np.linalg.norm(difference[:, 1:], axis=-1).mean()),
             mean_colour=float(np.linalg.norm(means, axis=-1).mean()),
+            perceptual_lite0=float(self.perceptual[region].mean()),
         )
 
 
-def differences(pictures: np.ndarray, truths: np.ndarray) -> Differences:
+def differences(pictures: np.ndarray, truths: np.ndarray, perceptual: np.ndarray | None = None) -> Differences:
     """Compare pictures with their truths.
 
     Args:
         pictures: [N, H, W, 3] float, 0 .. 1.
         truths: [N, H, W, 3] float, 0 .. 1.
+        perceptual: [N, H, W]: the map of `distances.compare`; None where its network is not installed.
     """
     difference = pictures - truths
     return Differences(
@@ -92,6 +101,7 @@ def differences(pictures: np.ndarray, truths: np.ndarray) -> Differences:
         squared=np.square(difference).mean(-1),
         similarity=structural_similarity(pictures, truths),
         lab=cielab(pictures) - cielab(truths),
+        perceptual=np.full(pictures.shape[:3], np.nan) if perceptual is None else perceptual,
     )
 
 
@@ -155,6 +165,24 @@ def floors(bodies: np.ndarray, clothes: np.ndarray, truths: np.ndarray, masks: n
         "grey": np.repeat(bodies.mean(-1, keepdims=True), 3, -1),
         "stripes": stripes_by_hand(bodies, clothes),
         "mean": np.where(masks[..., None], means[:, None, None], bodies),
+    }
+
+
+def scale(truths: np.ndarray) -> dict[str, np.ndarray]:
+    """Pictures that show what a figure means: right but blurred, and wrong in every respect.
+
+    Args:
+        truths: [N, H, W, 3] float, 0 .. 1: the true results.
+    Returns:
+        name -> [N, H, W, 3]: "blurred", the truths through a Gaussian of a deviation of 1/64 of their height; "noise",
+        independent pixels, always the same.
+    """
+    deviation = truths.shape[1] / 64
+    window = 2 * math.ceil(3 * deviation) + 1
+    planes = torch.from_numpy(np.ascontiguousarray(truths.transpose(0, 3, 1, 2)))
+    return {
+        "blurred": gaussian_blur(planes, [window, window], [deviation, deviation]).permute(0, 2, 3, 1).numpy(),
+        "noise": np.random.default_rng(0).random(truths.shape, np.float32),
     }
 
 
@@ -232,7 +260,12 @@ class Measured:
 
 
 def measure(
-    pictures: np.ndarray, truths: np.ndarray, masks: np.ndarray, patterns: Sequence[str], tones: Sequence[str]
+    pictures: np.ndarray,
+    truths: np.ndarray,
+    masks: np.ndarray,
+    patterns: Sequence[str],
+    tones: Sequence[str],
+    perceptual: np.ndarray | None = None,
 ) -> Measured:
     """Score pictures against the truth, altogether and by kinds of swaps.
 
@@ -242,8 +275,9 @@ def measure(
         masks: [N, H, W] bool: the clothes in `truths`.
         patterns: N names.
         tones: N names.
+        perceptual: [N, H, W]: as in `differences`.
     """
-    found = differences(pictures, truths)
+    found = differences(pictures, truths, perceptual)
 
     def by(kinds: Sequence[str]) -> dict[str, Scores]:
         each = np.array(kinds)
@@ -291,6 +325,8 @@ TITLES = {
     "grey": "grey body",
     "stripes": "stripe colours by hand",
     "mean": "mean of the true clothes",
+    "blurred": "the truth, blurred",
+    "noise": "noise",
     "truth": "the truth itself",
 }
 
@@ -329,6 +365,38 @@ def table(
                 pair = ((m.patterns | m.tones)[kind] for m in (ours, hand))
                 cells = "".join(f"{s.l1:8.3f}{s.ssim:8.3f}{s.colour:8.1f}{s.chroma:8.1f}" for s in pair)
                 lines.append(f"{kind:<24}{counts[kind]:5d}{cells}")
+    return "\n".join(lines)
+
+
+def seen_table(titles: Mapping[str, str], measured: Mapping[str, Measured], distances: Distances | None) -> str:
+    """What networks see, as text: how far each picture is from its truth, and all of them from real ones.
+
+    Args:
+        titles: kind of picture -> its name; "truth" stands for the real pictures.
+        measured: kind -> its scores; empty where there is no truth.
+        distances: of the distributions; None where there are none.
+    Returns:
+        "" where there is neither.
+    """
+    local = not all(math.isnan(each.regions["whole"].perceptual_lite0) for each in measured.values())
+    if not local and distances is None:
+        return ""
+    lines = [f"{'':<26}perceptual-lite0"] if local else []
+    heads = [f"{region:>8}" for region in ("clothes", "outside", "whole") if local]
+    heads += [f"{name:>11}" for name in (distances.names if distances else ())]
+    lines.append(f"{'':<24}{''.join(heads)}")
+    for name, title in titles.items():
+        row = f"{title:<24}"
+        if local and (name in measured or name == "truth"):
+            regions = measured[name].regions if name in measured else {}
+            values = (regions[r].perceptual_lite0 if regions else 0.0 for r in ("clothes", "outside", "whole"))
+            row += "".join(f"{value:8.3f}" for value in values)
+        if distances and name in distances.frechet:
+            row += f"{distances.frechet[name]:11.1f}{distances.kernel[name]:11.3f}"
+        lines.append(row.rstrip())
+    if distances:
+        number = distances.pictures
+        lines.append(f"{' and '.join(distances.names)}: {number} pictures against {number} real ones")
     return "\n".join(lines)
 
 
