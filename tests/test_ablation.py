@@ -45,7 +45,7 @@ def test_every_row_is_a_valid_configuration(row):
     assert set(row.changes) <= FIELDS
     config = changed(PRESET, row.changes)
     check(config)
-    assert config != PRESET or not row.changes or row.name in ("label-soft", "remedies")
+    assert config != PRESET or not row.changes or row.name in ("label-soft", "remedies", "background-kept")
     assert config.loss.label_style in get_args(LabelStyle) and config.model.modulation in get_args(Modulation)
     assert row.reference is None or row.reference in BY_NAME
     assert row.feature in ("prim", "fine", "both")

@@ -55,6 +55,8 @@ ROWS: tuple[Row, ...] = (
     Row("plane", "planes, structure jitter", "remedies", {"modulation": "plane", "structure_jitter": 1.0}),
     Row("no-jitter", "stripes, no structure jitter", "remedies", {"modulation": "stripes", "structure_jitter": 0.0}),
     Row("remedies", "stripes, structure jitter", "remedies", {"modulation": "stripes", "structure_jitter": 1.0}),
+    Row("background-painted", "G paints the background, too", "remedies", {"background": "painted"}),
+    Row("background-kept", "the body's background is kept", "remedies", {"background": "kept"}),
     Row("no-start", "no start for the generator", "remedies", {"generator_iterations": 0}),
     Row("confidence-0.5", "the teacher is sure by 0.5", "filter", {"teacher_confidence": 0.5}),
     Row("confidence-0.8", "the teacher is sure by 0.8", "filter", {"teacher_confidence": 0.8}),

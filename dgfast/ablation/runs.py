@@ -22,9 +22,17 @@ RUNS = "runs"
 REPORT = "report.json"
 # Settings that act only after the start of the generator, or only after the teacher. What is not named here may act
 # earlier: rows that change it get a teacher of their own.
-_AFTER_START = {f.name for f in fields(LossConfig)} - {"image_weight", "positive_weight"}
+_AFTER_START = {f.name for f in fields(LossConfig)} - {"image_weight", "positive_weight", "change_weight"}
 _AFTER_TEACHER = _AFTER_START | {
-    *("image_weight", "positive_weight", "structure_jitter", "modulation", "generator_iterations"),
+    *(
+        "image_weight",
+        "positive_weight",
+        "change_weight",
+        "structure_jitter",
+        "modulation",
+        "background",
+        "generator_iterations",
+    ),
 }
 
 
