@@ -66,6 +66,8 @@ class SyntheticConfig:
     """Identities of the query and gallery splits."""
     synthetic_images_per_camera: float = 2.0
     """Mean number of images of an identity in one camera."""
+    synthetic_cameras: tuple[int, int] = (3, 6)
+    """Lowest and highest number of cameras that see an identity, 2 to 6."""
     synthetic_difficulty: float = 0.5
     """0: all cameras alike; 1: cameras differ as much as they can."""
     synthetic_seed: int = 20190616

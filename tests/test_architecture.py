@@ -14,7 +14,7 @@ ROWS = (
     ("run_directory", "data"),
     ("models",),
     ("training",),
-    ("retrieval", "synthesis", "profiling"),
+    ("retrieval", "synthesis", "profiling", "ablation"),
     ("commands",),
     ("train", "profile"),  # the doors for torchrun
 )

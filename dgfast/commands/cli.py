@@ -11,6 +11,7 @@ COMMANDS = {  # name -> module in this folder, purpose
     "eval": ("evaluate", "score a run on a data set"),
     "rerank": ("rerank", "re-rank saved features by k-reciprocal neighbours, exactly"),
     "quality": ("quality", "compare generated pictures with the rendered truth"),
+    "ablation": ("ablation", "a queue of runs that differ in one thing, and their table"),
     "synth": ("synth", "write synthetic pedestrians as a Market-1501 folder"),
     "import-reference": ("import_reference", "turn checkpoints of the public reference system into dgfast's"),
     "profile": ("profile", "measure training: images/s, time by phase, FLOPs, memory, batch sizes"),

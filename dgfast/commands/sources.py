@@ -6,7 +6,7 @@ from pathlib import Path
 from dgfast.config import Config, SyntheticConfig
 from dgfast.data import ReidData, load_reid
 from dgfast.data.datasets.check import default_cache_dir
-from dgfast.pedestrians import generate
+from dgfast.pedestrians import Parameters, generate
 from dgfast.pedestrians.dataset import VERSION
 from dgfast.training.distributed import Workers
 
@@ -35,6 +35,8 @@ def _built_in_pedestrians(config: SyntheticConfig, size: tuple[int, int]) -> Pat
     """The folder of the built-in pedestrians with these settings, in the user's cache; they are made if need be."""
     people = f"{config.synthetic_train_identities}+{config.synthetic_test_identities}"
     images = f"x{config.synthetic_images_per_camera:g}-d{config.synthetic_difficulty:g}-s{config.synthetic_seed}"
+    if config.synthetic_cameras != Parameters.cameras_per_identity:
+        images += "-c{}-{}".format(*config.synthetic_cameras)
     root = default_cache_dir(os.environ) / f"pedestrians-v{VERSION}-{people}-{images}-{size[0]}x{size[1]}"
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +47,7 @@ def _built_in_pedestrians(config: SyntheticConfig, size: tuple[int, int]) -> Pat
             seed=config.synthetic_seed,
             difficulty=config.synthetic_difficulty,
             images_per_camera=config.synthetic_images_per_camera,
+            cameras_per_identity=config.synthetic_cameras,
             distractors=config.synthetic_test_identities // 2,
             size=size,
         )

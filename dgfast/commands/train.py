@@ -106,13 +106,8 @@ def parse(argv: list[str], prog: str = "dgfast train") -> Command:
         UserError: an unknown preset, or a run directory that holds no run.
         SystemExit: --help, or flags that do not exist.
     """
-    resume, preset = _value_of("--resume", argv), _value_of("--preset", argv) or "quickstart"
-    if resume is not None:
-        default = run_directory.read_config(Path(resume))
-    elif preset in PRESETS:
-        default = PRESETS[preset]
-    else:
-        raise UserError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
+    resume = _value_of("--resume", argv)
+    default = preset_of(argv) if resume is None else run_directory.read_config(Path(resume))
     return tyro.cli(
         Command,
         args=argv,
@@ -121,6 +116,20 @@ def parse(argv: list[str], prog: str = "dgfast train") -> Command:
         description=HELP,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def preset_of(argv: list[str]) -> Config:
+    """The preset that a command line names, whose settings are the defaults of its other flags.
+
+    Args:
+        argv: flags.
+    Raises:
+        UserError: there is no such preset.
+    """
+    preset = _value_of("--preset", argv) or "quickstart"
+    if preset not in PRESETS:
+        raise UserError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
 
 
 def _value_of(flag: str, argv: list[str]) -> str | None:
