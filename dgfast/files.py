@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dgfast.errors import CannotWrite
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -25,22 +27,44 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         the name to write to, in the same folder, hidden and ending in ".tmp"; nothing is there yet.
     Raises:
-        OSError: the file or the folder cannot be written.
+        CannotWrite: the file or the folder cannot be written: a full disk, no permission, something in the way.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        yield partial
-        for inside in sorted(partial.rglob("*")):
-            _flush(inside)
-        _flush(partial)  # the rename must not reach the disk before the content
-        os.replace(partial, path)
-        _flush(path.parent)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            for inside in sorted(partial.rglob("*")):
+                _flush(inside)
+            _flush(partial)  # the rename must not reach the disk before the content
+            os.replace(partial, path)
+            _flush(path.parent)
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the context, what the system has against a file becomes one line that names the file.
+
+    Args:
+        path: what is written.
+    Raises:
+        CannotWrite: in place of an OSError.
+    """
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except OSError as error:
+        raise CannotWrite(path, error) from error
+    except RuntimeError as error:  # torch.save's own error, raised while it closes a file that could not be written
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise CannotWrite(path, error.__context__) from error
 
 
 def write_text(text: str, path: Path) -> None:
@@ -50,7 +74,7 @@ def write_text(text: str, path: Path) -> None:
         text: its content.
         path: file to write.
     Raises:
-        OSError: it cannot be written.
+        CannotWrite: the system does not let it.
     """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -63,7 +87,7 @@ def write_json(values: object, path: Path) -> None:
         values: what `json.dumps` takes.
         path: file to write.
     Raises:
-        OSError: it cannot be written.
+        CannotWrite: the system does not let it.
         TypeError: `values` holds something that JSON has no form for.
     """
     write_text(json.dumps(values, indent=2) + "\n", path)
@@ -76,7 +100,7 @@ def write_png(pixels: np.ndarray, path: Path) -> None:
         pixels: [H, W, 3] uint8, RGB.
         path: file to write.
     Raises:
-        OSError: it cannot be written.
+        CannotWrite: the system does not let it.
     """
     with replacing(path) as partial:
         Image.fromarray(pixels).save(partial, "PNG")

@@ -201,7 +201,7 @@ def test_non_finite_loss_names_itself_and_keeps_the_last_good_checkpoint(market,
     monkeypatch.setattr(objectives, "generator_losses", broken)
     with pytest.raises(Diverged, match="iteration 2: loss g/cycle is not finite"):
         run.train()
-    state = checkpoint.latest(tmp_path / "run" / "checkpoints", "dgnet")
+    _, state = checkpoint.latest(tmp_path / "run" / "checkpoints", "dgnet")
     assert state["iteration"] == 2
     assert all(torch.isfinite(v).all() for v in state["networks"].values())
 
@@ -222,7 +222,7 @@ def test_a_start_for_the_generator(whole, market, tmp_path):
     with pytest.raises(Interrupted):
         run.config = dataclasses.replace(run.config, run=dataclasses.replace(run.config.run, stop_after=1))
         run.train()
-    state = checkpoint.latest(tmp_path / "a" / "run" / "checkpoints", "generator")
+    _, state = checkpoint.latest(tmp_path / "a" / "run" / "checkpoints", "generator")
     assert state["iteration"] == 5
     moved = {n.split(".")[0] for n, v in state["networks"].items() if not torch.equal(v, before[n])}
     assert {"structure", "decoder"} <= moved <= {"structure", "decoder", "appearance"}

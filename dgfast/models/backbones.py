@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.models.resnet import BasicBlock
 
+from dgfast import checksums
 from dgfast.errors import UserError
 
 
@@ -156,11 +157,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"weights file {path} does not exist; expected a .pth, .pt or .safetensors file: check the path"
         )
     try:
+        checksums.verify(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+        return state
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"weights file {path} cannot be read ({reason[:160]}); expected tensors alone") from error

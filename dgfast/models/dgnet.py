@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal, overload
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from dgfast import checksums
 from dgfast.config import ModelConfig
 from dgfast.errors import UserError
 from dgfast.files import replacing
@@ -19,6 +20,8 @@ from .decoder import Decoder
 from .discriminator import Discriminator
 from .structure import StructureEncoder
 from .teacher import Teacher
+
+FORMAT = "dgfast-2"  # since then a file holds a checksum; the one before it was dgfast-1
 
 
 class DGNet(nn.Module):
@@ -83,24 +86,37 @@ def make_teacher(config: ModelConfig, num_classes: int) -> Teacher:
 
 
 def save_model(model: DGNet | Teacher, config: ModelConfig, num_classes: int, path: Path) -> None:
-    """Write a model with its sizes to one file, whole or not at all.
+    """Write a model with its sizes and a checksum to one file, whole or not at all. Equal models give equal bytes.
 
     Args:
         model: of any device.
         config: that it was made with.
         num_classes: that it was made with.
         path: a .safetensors file.
+    Raises:
+        CannotWrite: the system does not let it.
     """
     kind = "dgnet" if isinstance(model, DGNet) else "teacher"
     metadata = {
-        "format": "dgfast-1",
+        "format": FORMAT,
         "kind": kind,
         "config": json.dumps(dataclasses.asdict(config)),
         "num_classes": str(num_classes),
+        "checksum": checksums.PLACE.decode(),
     }
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    content = save(tensors, metadata=metadata)
+    header_size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + header_size])
+    # safetensors writes the metadata in a random order. In its own, whoever trains the same gets the same file.
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    ordered = json.dumps(header, separators=(",", ":")).encode()
+    ordered += b" " * (-len(ordered) % 8)
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata=metadata)
+        with partial.open("wb") as file:
+            file.write(len(ordered).to_bytes(8, "little") + ordered)
+            file.write(memoryview(content)[8 + header_size :])
+        checksums.seal(partial)
 
 
 @overload
@@ -112,7 +128,7 @@ def load_model(path: Path, kind: Literal["teacher"]) -> Teacher: ...
 
 
 def load_model(path: Path, kind: Literal["dgnet", "teacher"]) -> DGNet | Teacher:
-    """Read a model that `save_model` wrote.
+    """Read a model that `save_model` wrote, and compare it with its checksum; those of version 0.1 have none.
 
     Args:
         path: a .safetensors file.
@@ -122,25 +138,42 @@ def load_model(path: Path, kind: Literal["dgnet", "teacher"]) -> DGNet | Teacher
         The model on the CPU, in eval mode.
 
     Raises:
-        UserError: no such file, or it holds something else.
+        UserError: no such file, it holds something else, or it is damaged.
     """
     if not path.is_file():
         raise UserError(
             f"{kind} file {path} does not exist; expected a run directory or dgfast's .safetensors: check the path"
         )
     try:
+        sealed = checksums.verify(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+    except checksums.Damaged as error:
+        raise UserError(
+            f"{path} is damaged ({error}); expected what dgfast wrote: take another copy of it, or have it written"
+            f" again by `dgfast train --resume {path.parent}`"
+        ) from error
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as .safetensors ({error}); expected a {kind} file of dgfast") from error
     if metadata.get("kind") != kind:
         raise UserError(
             f"{path} holds {metadata.get('kind', 'weights of another program')}, expected a {kind} of dgfast;"
             " released weights of the reference become one by `dgfast import-reference`"
         )
-    config = ModelConfig(**json.loads(metadata["config"]))
-    num_classes = int(metadata["num_classes"])
-    model = DGNet(config, num_classes) if kind == "dgnet" else make_teacher(config, num_classes)
-    model.load_state_dict(state)
+    if not sealed and metadata.get("format") == FORMAT:
+        raise UserError(f"{path} is damaged (it has lost its checksum); expected what dgfast wrote: take another copy")
+    try:
+        config = ModelConfig(**json.loads(metadata["config"]))
+        num_classes = int(metadata["num_classes"])
+        model = DGNet(config, num_classes) if kind == "dgnet" else make_teacher(config, num_classes)
+        model.load_state_dict(state)
+    except UserError:
+        raise
+    except Exception as error:  # sizes of any kind lead to errors of any kind
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path}: its description does not fit its content ({type(error).__name__}: {reason[:160]}); expected what"
+            " dgfast wrote: take another copy"
+        ) from error
     return model.eval()

@@ -72,7 +72,7 @@ def run_stage(
         UserError: the checkpoint belongs to another configuration.
     """
     folder = run / CHECKPOINTS
-    start = _restore(stage, folder, global_batch)
+    read, start = _restore(stage, folder, global_batch)
     if start and workers.first:
         say(f"{stage.name}: going on after iteration {start}")
     workers.same_weights(stage.networks_by_name.values())
@@ -85,13 +85,13 @@ def run_stage(
     log = StageLog(run, stage.name, start, iterations, images) if workers.first else None
     loader = make_loader(start)
 
-    writer = checkpoint.Writer()
+    writer = checkpoint.Writer(folder, stage.name, read)
     watch = LossWatch()
 
     def save(done: int) -> None:
         workers.average_statistics(stage.networks_by_name.values())
         if workers.first:
-            writer.save(folder, stage.name, done, {**stage.state_dict(), "global_batch": global_batch})
+            writer.save(done, {**stage.state_dict(), "global_batch": global_batch})
 
     def settle() -> None:
         """Wait in all processes until the file is there, so that nobody leaves, or is resumed, before."""
@@ -148,21 +148,23 @@ def run_stage(
             log.close()
 
 
-def _restore(stage: Stage, folder: Path, global_batch: int) -> int:
-    state = checkpoint.latest(folder, stage.name)
-    if state is None:
-        return 0
-    if state["global_batch"] != global_batch:
+def _restore(stage: Stage, folder: Path, global_batch: int) -> tuple[Path | None, int]:
+    """The checkpoint that the stage has taken over, None where there is none, and how many iterations are done."""
+    found = checkpoint.latest(folder, stage.name)
+    if found is None:
+        return None, 0
+    path, state = found
+    if state.get("global_batch") != global_batch:
         raise UserError(
-            f"the checkpoint in {folder} was made with {state['global_batch']} samples per stream and iteration, now"
+            f"the checkpoint {path} was made with {state.get('global_batch')} samples per stream and iteration, now"
             f" {global_batch}; expected the same: the batch size times the number of processes must not change"
         )
     try:
         stage.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"the checkpoint in {folder} does not fit this configuration ({reason[:160]})") from error
-    return state["iteration"]
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise UserError(f"the checkpoint {path} does not fit this configuration ({reason[:160]})") from error
+    return path, state["iteration"]
 
 
 def _mix(seed: int, seed_bit: int, iteration: int, rank: int) -> int:
