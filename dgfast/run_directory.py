@@ -1,6 +1,8 @@
 """A run directory: what it holds, how it is made, found again and read.
 
 config.json             every setting of the run
+data.json               which images it was begun with, as a fingerprint of their names, labels and sizes
+.lock                   locked by the process that trains it
 checkpoints/            STAGE-NNNNNNNN.pt, the last two of each stage
 teacher.safetensors     the trained teacher (baseline)
 model.safetensors       the trained DG-Net
@@ -11,17 +13,28 @@ swaps.png, rankings.png pictures of the finished run
 quality.json, quality.txt, quality.png  what `dgfast quality` has measured
 """
 
+import errno
+import fcntl
+import itertools
 import json
+import logging
 import os
+import shutil
 import socket
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dgfast.config import Config, from_json, to_json
-from dgfast.errors import UserError
-from dgfast.files import write_json, write_text
+from dgfast.errors import CannotWrite, UserError
+from dgfast.files import replacing, write_json, write_text, writing
 
+log = logging.getLogger("dgfast")
 CONFIG = "config.json"
+DATA = "data.json"
+LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 TEACHER = "teacher.safetensors"
 MODEL = "model.safetensors"
@@ -31,34 +44,137 @@ SAMPLES = "samples"
 LATEST = "latest"  # a link beside the run directories to the newest of them
 
 
-def new_path(config: Config, data: str) -> Path:
-    """Where a new run goes: `--out`, and there `--name` or what preset, data set and time make up.
+def begin(config: Config, name: str, data: Mapping[str, Any]) -> Path:
+    """Make the directory of a new run: `--out`, and there `--name` or what preset, data set and time make up.
 
     Args:
         config: the run's settings.
-        data: name of the data set.
+        name: of the data set.
+        data: what `data.json` is to say of it.
     Returns:
-        the path; nothing is made there.
+        the directory. Where the second is that of another run, its name gets a number.
+    Raises:
+        UserError: the name was given and is another run's, or the directory cannot be made.
     """
-    return config.run.out / (config.run.name or f"{config.preset}-{data}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if config.run.name:
+        run = config.run.out / config.run.name
+        make(config, run, data)
+        return run
+    base = config.run.out / f"{config.preset}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+    return next(run for run in itertools.chain((base,), numbered) if not run.exists() and _make(config, run, data))
 
 
-def make(config: Config, run: Path) -> None:
-    """Make a run directory with its config.json.
+def make(config: Config, run: Path, data: Mapping[str, Any] | None = None) -> None:
+    """Make a run directory with its config.json, whole or not at all.
 
     Args:
         config: the run's settings.
         run: the directory; it may exist already, but hold no run.
+        data: what `data.json` is to say of the data set; None writes none.
     Raises:
         UserError: it holds another run, or cannot be made.
     """
-    if (run / CONFIG).exists():
+    if (run / CONFIG).exists() or not _make(config, run, data):
         raise UserError(f"run directory {run} holds a run already; expected a new --name, or --resume {run}")
+
+
+def _make(config: Config, run: Path, data: Mapping[str, Any] | None) -> bool:
+    """Make it, unless another process is quicker; whether it was made."""
     try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        if run.is_dir():  # it may be the user's, and there may be other files in it
+            _fill(config, run, data)
+        else:
+            with replacing(run) as partial:
+                partial.mkdir()
+                _fill(config, partial, data)
+    except CannotWrite as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
         raise UserError(f"run directory {run} cannot be made ({error.strerror}); pass another --out") from error
+    return True
+
+
+def _fill(config: Config, run: Path, data: Mapping[str, Any] | None) -> None:
+    if data is not None:
+        write_data(data, run)
     write_config(config, run)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Within the context no other process may train this run; what an earlier one left half-written is removed.
+
+    The system ends the lock with the process, however that ends, and not with a child that outlives it. So a run that
+    was killed can be resumed at once.
+
+    Args:
+        run: run directory.
+    Raises:
+        UserError: another process trains it.
+        CannotWrite: the directory cannot be written to.
+    """
+    file = run / LOCK
+    with writing(run):
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+                raise UserError(
+                    f"run {run} is being trained by {holder}; expected a run that nobody trains: wait for its end, or"
+                    " stop it first"
+                ) from error
+            log.warning("%s: its file system has no locks (%s): take care to train it once only", run, error.strerror)
+        else:
+            with writing(file):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            for left in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_data(data: Mapping[str, Any], run: Path) -> None:
+    """Write data.json.
+
+    Args:
+        data: what `data.describe` says of the data set.
+        run: run directory.
+    """
+    write_json(data, run / DATA)
+
+
+def read_data(run: Path) -> dict[str, Any] | None:
+    """What data.json says.
+
+    Args:
+        run: run directory.
+    Returns:
+        what `write_data` wrote; None where there is no such file, as in runs of version 0.1.
+    Raises:
+        UserError: it holds something else.
+    """
+    file = run / DATA
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text())
+        if isinstance(values["fingerprint"], str):
+            return values
+        raise TypeError("its fingerprint is no text")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}); expected what dgfast wrote there: put it back, or remove it if the data"
+            " set is still the same"
+        ) from error
 
 
 def write_config(config: Config, run: Path) -> None:
@@ -88,7 +204,7 @@ def read_config(run: Path) -> Config:
         )
     try:
         return from_json(json.loads(file.read_text()))
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} cannot be read ({error}); expected what dgfast wrote there") from error
 
 

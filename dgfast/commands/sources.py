@@ -6,6 +6,7 @@ from pathlib import Path
 from dgfast.config import Config, SyntheticConfig
 from dgfast.data import ReidData, load_reid
 from dgfast.data.datasets.check import default_cache_dir
+from dgfast.errors import UserError
 from dgfast.pedestrians import Parameters, generate
 from dgfast.pedestrians.dataset import VERSION
 from dgfast.training.distributed import Workers
@@ -38,8 +39,9 @@ def _built_in_pedestrians(config: SyntheticConfig, size: tuple[int, int]) -> Pat
     if config.synthetic_cameras != Parameters.cameras_per_identity:
         images += "-c{}-{}".format(*config.synthetic_cameras)
     root = default_cache_dir(os.environ) / f"pedestrians-v{VERSION}-{people}-{images}-{size[0]}x{size[1]}"
-    if not root.exists():
-        root.parent.mkdir(parents=True, exist_ok=True)
+    if root.exists():
+        return root
+    try:
         generate(
             root,
             identities=config.synthetic_train_identities + config.synthetic_test_identities,
@@ -51,4 +53,13 @@ def _built_in_pedestrians(config: SyntheticConfig, size: tuple[int, int]) -> Pat
             distractors=config.synthetic_test_identities // 2,
             size=size,
         )
+    except (UserError, OSError) as error:
+        if root.exists():  # another run was quicker; its people are the same to the byte
+            return root
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"the built-in pedestrians cannot be kept in {root.parent} ({error.strerror or error}); expected a folder"
+            " with room that can be written to: set XDG_CACHE_HOME to one, or pass --data-root"
+        ) from error
     return root

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from dgfast import run_directory
 from dgfast.commands.quality import SEED, assess, truth_parameters
 from dgfast.commands.sources import open_data
 from dgfast.config import PRESETS, Config, check
-from dgfast.data import evaluation_batches
+from dgfast.data import ReidData, evaluation_batches
+from dgfast.data.datasets import describe
 from dgfast.errors import Diverged, Interrupted, UserError
 from dgfast.files import write_json, write_png, write_text
 from dgfast.models import DGNet, Teacher
+from dgfast.models.dgnet import load_model
 from dgfast.retrieval.evaluation import evaluate, table
 from dgfast.retrieval.features import FeatureSettings
 from dgfast.retrieval.visualise import ranking_figure
@@ -67,19 +70,18 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    with Workers() as workers:
+    with Workers() as workers, ExitStack() as stack:
+        resumed = workers.share(_resumed(command, stack) if workers.first else None)
         data = open_data(config, workers)
         if workers.first:
             print(data.summary())
-        found = _find_run(command, data.name) if workers.first else (False, Path())
-        resumes, run = workers.share(found)
-        trainer = Trainer(config, data, run, workers, Path(torch.hub.get_dir()))
-        with workers.first_goes_first():
+            if resumed:
+                _check_data(data, resumed)
+        trainer = Trainer(config, data, resumed or Path(), workers, Path(torch.hub.get_dir()))
+        if not resumed:
             # Not before the trainer has been made: settings that cannot be trained leave nothing behind.
-            if workers.first and not resumes:
-                run_directory.make(config, run)
-                run_directory.link_latest(run)
-                run_directory.remember_launch(config, run)
+            trainer.run = workers.share(_begin(config, data, stack) if workers.first else Path())
+        run = trainer.run
         began = time.time()
         try:
             networks, teacher = trainer.train()
@@ -142,14 +144,76 @@ def _value_of(flag: str, argv: list[str]) -> str | None:
     return None
 
 
-def _find_run(command: Command, data: str) -> tuple[bool, Path]:
-    """Whether a run is resumed, and its directory."""
-    if command.resume:
-        return True, command.resume
-    if begun := run_directory.begun_by_this_launch(command.config):
-        say(f"torchrun started the processes again: going on with {begun}")
-        return True, begun
-    return False, run_directory.new_path(command.config, data)
+def _resumed(command: Command, stack: ExitStack) -> Path | None:
+    """The run that is resumed, locked until the end of `stack`; None where a new one begins."""
+    config, run = command.config, command.resume
+    if run:
+        # The link runs/latest may soon point to another run.
+        run = run.resolve() if run.is_symlink() else run
+        _check_resumed(config, run)
+    elif run := run_directory.begun_by_this_launch(config):
+        say(f"torchrun started the processes again: going on with {run}")
+    if run:
+        stack.enter_context(run_directory.locked(run))
+    return run
+
+
+def _begin(config: Config, data: ReidData, stack: ExitStack) -> Path:
+    """The directory of a new run, locked until the end of `stack`."""
+    run = run_directory.begin(config, data.name, describe(data))
+    stack.enter_context(run_directory.locked(run))
+    run_directory.link_latest(run)
+    run_directory.remember_launch(config, run)
+    return run
+
+
+def _check_resumed(config: Config, run: Path) -> None:
+    """Refuse flags that would make another run of it."""
+    began = run_directory.read_config(run)
+    for flag, then, now in (
+        ("--name", began.run.name, config.run.name),
+        ("--out", began.run.out, config.run.out),
+    ):
+        if then != now:
+            raise UserError(
+                f"{flag} {now} does not go with --resume {run}, which goes on where it lies; leave {flag} away"
+            )
+    then, now = began.teaching.teacher, config.teaching.teacher
+    if (then is None) != (now is None) or (now is not None and not _same_teacher(now, then, run)):
+        raise UserError(
+            f"--teacher is {now}; run {run} began with {then or 'a teacher that it trains itself'}; expected the same:"
+            " leave --teacher away, or begin a new run with it"
+        )
+
+
+def _same_teacher(now: Path, then: Path | None, run: Path) -> bool:
+    """Whether a given teacher is the one that a run has copied; before it has, any is."""
+    copied = run / run_directory.TEACHER
+    if not copied.is_file():
+        return True
+    try:
+        expected = load_model(copied, "teacher").state_dict()
+    except UserError:  # damaged; the run is about to copy its teacher once more
+        return now == then
+    found = load_model(now / run_directory.TEACHER if now.is_dir() else now, "teacher").state_dict()
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def _check_data(data: ReidData, run: Path) -> None:
+    """Refuse other images than those that the run began with; note them for a run that has not done so."""
+    began, now = run_directory.read_data(run), describe(data)
+    if began is None:
+        run_directory.write_data(now, run)
+    elif began["fingerprint"] != now["fingerprint"]:
+        then, found = (
+            f"{values.get('train_images')} training images of {values.get('train_identities')} identities in"
+            f" {values.get('root')}"
+            for values in (began, now)
+        )
+        raise UserError(
+            f"run {run} began with {then}, and now there are {found}; expected the same names, labels and sizes: pass"
+            " the --data-root of then, or begin a new run"
+        )
 
 
 def _keep_settings(config: Config, run: Path, workers: Workers) -> None:
