@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dgfast.errors import CannotWrite
+from dgfast.errors import CannotWrite, UserError
 
 
 @contextmanager
@@ -65,6 +66,25 @@ def writing(path: Path) -> Iterator[None]:
         if not isinstance(error.__context__, OSError):
             raise
         raise CannotWrite(path, error.__context__) from error
+
+
+def require_writable(folder: Path, instead: str) -> None:
+    """Find out before a long computation whether its results can be written.
+
+    Args:
+        folder: made if need be.
+        instead: what the user can do, the end of the message.
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror}); expected a folder with room for the results: {instead}"
+        ) from error
 
 
 def write_text(text: str, path: Path) -> None:

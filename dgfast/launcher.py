@@ -1,10 +1,12 @@
 """How a command ends: its exit status, and one line instead of a traceback for the user's mistakes."""
 
+import errno
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from dgfast.errors import Diverged, Interrupted, UserError
@@ -12,6 +14,8 @@ from dgfast.errors import Diverged, Interrupted, UserError
 DIVERGED = 1
 USER_ERROR = 2
 STOPPED = 128  # plus the number of the signal
+# What the system may have against a file, whichever it is: not a mistake in the code, and its name says enough.
+_OF_THE_SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS)
 
 
 def run(command: Callable[[], None]) -> NoReturn:
@@ -24,19 +28,49 @@ def run(command: Callable[[], None]) -> NoReturn:
             128 + signal after a stop. Any other exception passes through, with its traceback and status 1.
     """
     try:
-        command()
+        with _terminable():
+            command()
     except UserError as error:
         _leave(str(error), USER_ERROR)
     except Diverged as error:
         _leave(str(error), DIVERGED)
     except Interrupted as error:
         _leave(str(error), STOPPED + error.signal)
+    except _Terminated:
+        _leave("stopped by SIGTERM", STOPPED + signal.SIGTERM)
     except KeyboardInterrupt:
         _leave("interrupted", STOPPED + signal.SIGINT)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.filename:
+            _leave(f"{error.filename}: {error.strerror}; expected a disk with room and the right to use it", USER_ERROR)
         _wait_unless_first()  # most errors of the other processes only say that the first one has left
         raise
     sys.exit(0)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM; like Ctrl-C, it passes whatever handles errors, and lets whatever tidies up do so."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within the context SIGTERM tidies up before it ends the process; a second one ends it at once.
+
+    Not with several processes: one that waits for the others in torch would hear of it only when they come.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave(message: str, status: int) -> NoReturn:

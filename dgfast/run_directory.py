@@ -142,6 +142,26 @@ def locked(run: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def trained_by(run: Path) -> str | None:
+    """Who trains a run now.
+
+    Args:
+        run: run directory.
+    Returns:
+        the process, in words; None: nobody does, or nobody knows.
+    """
+    try:
+        with (run / LOCK).open("r+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    return file.read(200).strip() or "another process"
+    except OSError:  # it was never trained here, or this is a place to read only
+        pass
+    return None
+
+
 def write_data(data: Mapping[str, Any], run: Path) -> None:
     """Write data.json.
 
@@ -175,6 +195,29 @@ def read_data(run: Path) -> dict[str, Any] | None:
             f"{file} cannot be read ({error}); expected what dgfast wrote there: put it back, or remove it if the data"
             " set is still the same"
         ) from error
+
+
+def report_path(folder: Path, name: str, root: Path) -> Path:
+    """Where a report on a data set goes: NAME.json, with a number where that is the report on another data set.
+
+    Args:
+        folder: of the reports.
+        name: without ending; data sets of one layout share it.
+        root: the data set's folder, which reports hold as "root".
+    Returns:
+        a file that is not there yet, or that this report may replace.
+    """
+    numbered = (folder / f"{name}-{number}.json" for number in itertools.count(2))
+    paths = itertools.chain((folder / f"{name}.json",), numbered)
+    return next(path for path in paths if _root_of(path) in (None, os.path.realpath(root)))
+
+
+def _root_of(report: Path) -> str | None:
+    """The data set's folder that a report names; None where there is no report, or it names none."""
+    try:
+        return os.path.realpath(json.loads(report.read_text())["root"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def write_config(config: Config, run: Path) -> None:

@@ -60,7 +60,7 @@ def test_writes_the_best_into_a_new_folder(files):
         (["--query", __file__], "d.npy", "expected a NumPy file"),
         (["--device", "tpu"], "d.npy", "--device is 'tpu'; expected auto, cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], "d.npy", "--device is cuda:99; found"),
-        ([], "q.npy/d.npy", "cannot write"),
+        ([], "q.npy/d.npy", "q.npy cannot be written to"),
         ([], "q.npy", "which is also --query"),
     ],
 )

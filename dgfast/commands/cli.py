@@ -10,6 +10,7 @@ COMMANDS = {  # name -> module in this folder, purpose
     "train": ("train", "train the teacher and DG-Net, evaluate, leave a table and a picture"),
     "eval": ("evaluate", "score a run on a data set"),
     "rerank": ("rerank", "re-rank saved features by k-reciprocal neighbours, exactly"),
+    "verify": ("verify", "check everything that a run directory holds, and whether it can be resumed"),
     "quality": ("quality", "compare generated pictures with the rendered truth"),
     "ablation": ("ablation", "a queue of runs that differ in one thing, and their table"),
     "synth": ("synth", "write synthetic pedestrians as a Market-1501 folder"),

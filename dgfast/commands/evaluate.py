@@ -13,7 +13,7 @@ from dgfast.commands.sources import open_data
 from dgfast.config import DatasetName, EvalConfig, LoaderName, Variant
 from dgfast.data import load_reid
 from dgfast.errors import UserError
-from dgfast.files import write_json
+from dgfast.files import require_writable, write_json
 from dgfast.models.dgnet import load_model
 from dgfast.retrieval import Reranking
 from dgfast.retrieval.evaluation import evaluate, table
@@ -39,6 +39,8 @@ class Command:
     """Run directory, or a folder that `dgfast import-reference` wrote."""
     data_root: Path | None = None
     """Folder of the data set; default: the data set of the run itself."""
+    out: Path | None = None
+    """Folder for the report and the picture; default: the run directory."""
     dataset: DatasetName = "auto"
     """Layout of the folder; auto looks at what is there."""
     variant: Variant = "labeled"
@@ -62,7 +64,8 @@ class Command:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate as the command line says: print the table, write eval-DATASET.json and rankings-DATASET.png.
+    """Evaluate as the command line says: print the table, write eval-DATASET.json and rankings-DATASET.png, with
+    a number behind the name where those are of another data set of that layout.
 
     Args:
         argv: flags; None takes those of the process.
@@ -72,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast eval", description=HELP)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = run_directory.read_config(command.run)
+    out = command.out or command.run
+    require_writable(out, "pass --out FOLDER" if command.out is None else "pass another --out")
     with Workers() as workers:
         if command.data_root is None:
             data = open_data(config, workers)
@@ -94,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
         reranking = Reranking(command.k1, command.k2, command.lambda_) if command.rerank else None
         result = evaluate(data, networks, teacher, settings, reranking)
     print(f"\n{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n")
-    report, picture = command.run / f"eval-{data.name}.json", command.run / f"rankings-{data.name}.png"
+    report = run_directory.report_path(out, f"eval-{data.name}", data.root)
+    picture = out / f"{report.stem.replace('eval', 'rankings', 1)}.png"
     write_json({"dataset": data.name, "root": str(data.root), "scores": result.scores}, report)
     ranking_figure(data.query, data.gallery, result.distances.numpy(), picture)
     print(f"picture  {picture}\nreport   {report}")

@@ -16,7 +16,7 @@ from dgfast.config import Config, DatasetName, LoaderName, Variant
 from dgfast.data import ReidData, evaluation_batches, load_reid
 from dgfast.data.batches import denormalise
 from dgfast.errors import UserError
-from dgfast.files import write_json, write_png, write_text
+from dgfast.files import require_writable, write_json, write_png, write_text
 from dgfast.models import DGNet
 from dgfast.pedestrians import Parameters, SwapTruths, render_truths
 from dgfast.retrieval.owners import owner_scores
@@ -96,7 +96,7 @@ class Command:
     """The Inception weights of FID, as torch-fidelity has them: FID and KID instead of FD-lite0 and KD-lite0."""
     out: Path | None = None
     """File for all figures, as JSON; table and picture stand beside it, as .txt and .png. Default: quality.json in the
-    run directory, or quality-DATASET.json."""
+    run directory, or quality-DATASET.json, with a number where that is of another data set."""
 
 
 @dataclass(frozen=True)
@@ -154,18 +154,18 @@ def main(argv: list[str] | None = None) -> None:
             module.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     size = config.data.image_height, config.data.image_width
     if command.data_root is None:
+        report = command.out or folder / "quality.json"
+        require_writable(report.parent, "pass --out FILE")
         found = _beside_truth(command, networks, eyes, config, size)
     else:
         data = load_reid(command.data_root, command.dataset, variant=command.variant)
+        report = command.out or run_directory.report_path(folder, f"quality-{data.name}", data.root)
+        require_writable(report.parent, "pass --out FILE")
         print(data.summary())
         found = _of_photographs(command, networks, eyes, data, size)
-    report = command.out or folder / f"{found.name}.json"
-    try:
-        write_json(found.figures, report)
-        write_text(found.text, report.with_suffix(".txt"))
-        write_png(found.picture, report.with_suffix(".png"))
-    except OSError as error:
-        raise UserError(f"--out {report} cannot be written ({error.strerror}); pass another file") from error
+    write_json(found.figures, report)
+    write_text(found.text, report.with_suffix(".txt"))
+    write_png(found.picture, report.with_suffix(".png"))
     missing = "" if eyes.lite0 else f"\n{lite0.MISSING}\n"
     print(f"{found.text}{missing}\npicture  {report.with_suffix('.png')}\nreport   {report}")
 
@@ -174,7 +174,6 @@ def main(argv: list[str] | None = None) -> None:
 class _Found:
     """What the command writes."""
 
-    name: str  # of the files
     figures: dict[str, Any]
     text: str
     picture: np.ndarray
@@ -191,7 +190,7 @@ def _beside_truth(command: Command, networks: DGNet, eyes: Eyes, config: Config,
     quality = assess(networks, parameters, config.evaluation.alpha, eyes, progress=True)
     settings = {"seed": command.seed, "identities": command.identities, "difficulty": command.difficulty, "size": size}
     text = f"{command.swaps} true swaps, {size[0]}x{size[1]}, seed {command.seed}\n\n{quality.table()}\n"
-    return _Found("quality", settings | quality.to_json(), text, quality.picture())
+    return _Found(settings | quality.to_json(), text, quality.picture())
 
 
 def _of_photographs(command: Command, networks: DGNet, eyes: Eyes, data: ReidData, size: tuple[int, int]) -> _Found:
@@ -232,11 +231,11 @@ def _of_photographs(command: Command, networks: DGNet, eyes: Eyes, data: ReidDat
     )
     if distances:
         text += f"\n{seen_table(PHOTOGRAPHS, {}, distances)}\n"
-    figures = {"dataset": data.name, "photographs": len(records), "size": size}
+    figures = {"dataset": data.name, "root": str(data.root), "photographs": len(records), "size": size}
     figures |= {"reconstruction": same.to_json(), "diversity": changes}
     figures["distances"] = distances.to_json() if distances else None
     sheet = swap_matrix(networks, images[:SHOWN], images[-kinds:]).numpy()
-    return _Found(f"quality-{data.name}", figures, text, sheet)
+    return _Found(figures, text, sheet)
 
 
 def truth_parameters(

@@ -1,7 +1,7 @@
 """`dgfast rerank`: exact k-reciprocal re-ranking of saved features."""
 
+import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from dgfast.errors import UserError
-from dgfast.files import replacing
+from dgfast.files import replacing, require_writable
 from dgfast.retrieval import Reranking, rerank, rerank_topk
 from dgfast.retrieval.neighbours import Metric
 from dgfast.retrieval.reranking import Variant
@@ -66,17 +66,20 @@ def main(argv: list[str] | None = None) -> None:
             f"--out is {command.out}; expected a name that ends in {suffix}; .npy without --topk, .npz with it"
         )
     _keep_inputs(command)
+    require_writable(command.out.parent, "choose another --out")
     device = _device(command.device)
     query, gallery = (_features(path, device) for path in (command.query, command.gallery))
     settings = Reranking(command.k1, command.k2, command.lambda_, command.variant, command.metric)
     how: dict[str, Any] = {**vars(settings), "progress": "re-ranking"}
     if command.topk is None:
-        _write(command.out, lambda partial: _all(partial, query, gallery, how))
+        with replacing(command.out) as partial:
+            _all(partial, query, gallery, how)
         said = f"distances [{len(query)}, {len(gallery)}]"
     else:
         found = rerank_topk(query, gallery, command.topk, **how)
         distances, indices = (torch.as_tensor(x).cpu().numpy() for x in found)
-        _write(command.out, lambda partial: _save_topk(partial, distances, indices))
+        with replacing(command.out) as partial:
+            _save_topk(partial, distances, indices)
         said = f"distances and indices [{len(query)}, {command.topk}]"
     print(f"{command.out}  {said}")
 
@@ -99,6 +102,9 @@ def _all(partial: Path, query: np.ndarray | torch.Tensor, gallery: np.ndarray | 
     if 0 in shape or query.ndim != 2 or gallery.ndim != 2:
         rerank(query, gallery, **how)  # raises the error that says what is wrong with them
     out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)  # on disk: it may exceed memory
+    with partial.open("r+b") as file:
+        # Room for all of it at once. A page that finds the disk full later would end the process by SIGBUS.
+        os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
     rerank(query, gallery, out=out, **how)
     out.flush()
 
@@ -106,17 +112,6 @@ def _all(partial: Path, query: np.ndarray | torch.Tensor, gallery: np.ndarray | 
 def _save_topk(partial: Path, distances: np.ndarray, indices: np.ndarray) -> None:
     with partial.open("wb") as file:
         np.savez(file, distances=distances, indices=indices)
-
-
-def _write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Write a file by `fill`, which is given the name to write to; whole or not at all."""
-    try:
-        with replacing(path) as partial:
-            fill(partial)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error}; expected a folder with room for it; choose another --out"
-        ) from error
 
 
 def _device(name: str) -> torch.device:

@@ -32,13 +32,26 @@ def open_data(config: Config, workers: Workers) -> ReidData:
         return load_reid(root, kind, variant=data.variant, progress=workers.first)
 
 
-def _built_in_pedestrians(config: SyntheticConfig, size: tuple[int, int]) -> Path:
-    """The folder of the built-in pedestrians with these settings, in the user's cache; they are made if need be."""
+def pedestrians_folder(config: Config) -> Path:
+    """Where the built-in pedestrians with these settings lie in the user's cache, once they have been drawn.
+
+    Args:
+        config: the run's settings.
+    """
+    return _folder(config.synthetic, (config.data.image_height, config.data.image_width))
+
+
+def _folder(config: SyntheticConfig, size: tuple[int, int]) -> Path:
     people = f"{config.synthetic_train_identities}+{config.synthetic_test_identities}"
     images = f"x{config.synthetic_images_per_camera:g}-d{config.synthetic_difficulty:g}-s{config.synthetic_seed}"
     if config.synthetic_cameras != Parameters.cameras_per_identity:
         images += "-c{}-{}".format(*config.synthetic_cameras)
-    root = default_cache_dir(os.environ) / f"pedestrians-v{VERSION}-{people}-{images}-{size[0]}x{size[1]}"
+    return default_cache_dir(os.environ) / f"pedestrians-v{VERSION}-{people}-{images}-{size[0]}x{size[1]}"
+
+
+def _built_in_pedestrians(config: SyntheticConfig, size: tuple[int, int]) -> Path:
+    """The folder of the built-in pedestrians with these settings; they are made if need be."""
+    root = _folder(config, size)
     if root.exists():
         return root
     try:

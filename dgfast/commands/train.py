@@ -16,7 +16,7 @@ from dgfast.commands.sources import open_data
 from dgfast.config import PRESETS, Config, check
 from dgfast.data import ReidData, evaluation_batches
 from dgfast.data.datasets import describe
-from dgfast.errors import Diverged, Interrupted, UserError
+from dgfast.errors import CannotWrite, Diverged, Interrupted, UserError
 from dgfast.files import write_json, write_png, write_text
 from dgfast.models import DGNet, Teacher
 from dgfast.models.dgnet import load_model
@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> None:
         except (Diverged, Interrupted):
             _keep_settings(config, run, workers)
             raise
+        except CannotWrite as error:
+            raise UserError(f"{error}; then go on with --resume {run}") from error
         # After any other error the settings given now have not been shown to fit: config.json stays as it was.
         _keep_settings(config, run, workers)
         with workers.first_goes_first():
@@ -170,13 +172,13 @@ def _begin(config: Config, data: ReidData, stack: ExitStack) -> Path:
 def _check_resumed(config: Config, run: Path) -> None:
     """Refuse flags that would make another run of it."""
     began = run_directory.read_config(run)
-    for flag, then, now in (
+    for flag, was, asked in (
         ("--name", began.run.name, config.run.name),
         ("--out", began.run.out, config.run.out),
     ):
-        if then != now:
+        if was != asked:
             raise UserError(
-                f"{flag} {now} does not go with --resume {run}, which goes on where it lies; leave {flag} away"
+                f"{flag} {asked} does not go with --resume {run}, which goes on where it lies; leave {flag} away"
             )
     then, now = began.teaching.teacher, config.teaching.teacher
     if (then is None) != (now is None) or (now is not None and not _same_teacher(now, then, run)):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -193,9 +194,18 @@ def _finish(tasks: Sequence[Callable[[], int]], workers: int) -> Iterator[int]:
 
 
 def _start_worker() -> None:
-    """Let the first process alone answer Ctrl-C, and use one thread: there is a worker for every core."""
+    """Let the first process alone answer Ctrl-C, end with it, and use one thread: there is a worker for every core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A first process that is killed cannot end its workers; they would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _render_person(folder: Path, parameters: Parameters, person: int) -> int:

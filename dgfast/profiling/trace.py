@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.profiler import record_function
 
+from dgfast.errors import UserError
+
 NETWORKS = ("E_a", "E_s", "G", "D", "teacher")
 PHASES = ("data", *NETWORKS, "backward", "optimizer", "communication", "idle", "other")
 STEPS = "dgfast steps"  # the range around all iterations of a trace
@@ -91,8 +93,16 @@ def read(file: Path, steps: int) -> Reading:
         steps: iterations within its one range `STEPS`.
     Returns:
         times per iteration.
+    Raises:
+        UserError: the file is incomplete.
     """
-    events = [event for event in json.loads(file.read_text())["traceEvents"] if event.get("ph") == "X"]
+    try:
+        events = [event for event in json.loads(file.read_text())["traceEvents"] if event.get("ph") == "X"]
+    except (OSError, ValueError, KeyError) as error:  # torch's profiler says nothing of a disk that is full
+        raise UserError(
+            f"the trace {file} could not be written whole; expected room for it on the disk: make room, or choose"
+            " another --trace file (without --trace: another TMPDIR)"
+        ) from error
     window = next(e for e in events if e["name"] == STEPS and e["cat"] == "user_annotation")
     start, end = window["ts"], window["ts"] + window["dur"]
     host = list(timeline(_host_spans(events), start, end, "other"))

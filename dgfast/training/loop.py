@@ -70,6 +70,7 @@ def run_stage(
         Diverged: a loss is not finite; the newest checkpoint is from before it.
         Interrupted: SIGINT, SIGTERM or `stop_after`; the newest checkpoint is of the iteration it stopped after.
         UserError: the checkpoint belongs to another configuration.
+        CannotWrite: the disk is full, for example; the newest checkpoint is as it was.
     """
     folder = run / CHECKPOINTS
     read, start = _restore(stage, folder, global_batch)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dgfast.files import write_text
+from dgfast.files import write_text, writing
 from dgfast.run_directory import METRICS, TENSORBOARD
 
 # What the progress bar shows of the numbers.
@@ -30,9 +31,11 @@ class StageLog:
     def __init__(self, run: Path, stage: str, start: int, total: int, images_per_iteration: int):
         self.stage = stage
         self.images = images_per_iteration
-        metrics = run / METRICS
-        _drop_lines(metrics, stage, start)
-        self.file = metrics.open("a")
+        self.path = run / METRICS
+        _drop_lines(self.path, stage, start)
+        with writing(self.path):
+            self.file = self.path.open("a")
+        _say_nothing_of_full_disks()
         self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start, filename_suffix=f".{stage}")
         self.bar = tqdm(initial=start, total=total, desc=stage, unit="it", dynamic_ncols=True, mininterval=0.5)
 
@@ -46,13 +49,16 @@ class StageLog:
         Args:
             iteration: from 0.
             values: losses and the like by name.
+        Raises:
+            CannotWrite: a full disk, for example.
         """
         rate = self.bar.format_dict["rate"] or 0.0
         values = {**values, "images_per_s": rate * self.images}
-        self.file.write(json.dumps({"stage": self.stage, "iteration": iteration, **values}) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(f"{self.stage}/{name}", value, iteration)
+        with writing(self.path):
+            self.file.write(json.dumps({"stage": self.stage, "iteration": iteration, **values}) + "\n")
+            self.file.flush()
+            for name, value in values.items():
+                self.board.add_scalar(f"{self.stage}/{name}", value, iteration)
         shown = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items() if name in SHOWN}
         self.bar.set_postfix(shown, refresh=False)
 
@@ -64,13 +70,27 @@ class StageLog:
             name: of the picture.
             image: [H, W, 3] uint8.
         """
-        self.board.add_image(f"{self.stage}/{name}", image, iteration, dataformats="HWC")
+        with writing(self.path):
+            self.board.add_image(f"{self.stage}/{name}", image, iteration, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is still in memory and close the files."""
+        """Write what is still in memory and close the files.
+
+        Raises:
+            CannotWrite: a full disk, for example.
+        """
         self.bar.close()
-        self.file.close()
-        self.board.close()
+        with writing(self.path):
+            self.file.close()
+            self.board.close()
+
+
+def _say_nothing_of_full_disks() -> None:
+    """TensorBoard writes in a thread and hands an error over to the next call. The thread's own traceback adds
+    nothing to the line in which the run then ends."""
+    threading.excepthook = lambda error: (
+        None if isinstance(error.exc_value, OSError) else threading.__excepthook__(error)
+    )
 
 
 def say(message: str) -> None:
@@ -87,11 +107,12 @@ def _drop_lines(metrics: Path, stage: str, start: int) -> None:
     if not metrics.exists():
         return
     kept = []
-    for line in metrics.read_text().splitlines():
+    for line in metrics.read_text(errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # the last line, if the process was killed while it wrote
+            again = entry["stage"] == stage and entry["iteration"] >= start
+        except (ValueError, TypeError, KeyError):  # the last line, if the process was killed while it wrote
             continue
-        if entry["stage"] != stage or entry["iteration"] < start:
+        if not again:
             kept.append(line)
     write_text("".join(line + "\n" for line in kept), metrics)

@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dgfast.data.loaders.image import UnreadableImage, read_image
+from dgfast.errors import UserError
 from dgfast.files import write_text
 
 _log = logging.getLogger("dgfast")
@@ -42,9 +43,16 @@ def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
         environment: variables of the process.
     Returns:
         `$XDG_CACHE_HOME/dgfast`, or `~/.cache/dgfast`.
+    Raises:
+        UserError: the user has no home directory.
     """
     base = environment.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dgfast"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "dgfast"
+    except RuntimeError as error:  # a user without a name and without HOME, as in some containers
+        raise UserError(
+            "there is no home directory for the cache; expected a folder that can be written to: set XDG_CACHE_HOME"
+        ) from error
 
 
 def check_images(paths: Iterable[Path], root: Path, cache_dir: Path, *, progress: bool = True) -> CheckedImages:
@@ -80,7 +88,8 @@ def check_images(paths: Iterable[Path], root: Path, cache_dir: Path, *, progress
             write_text(json.dumps({"format": _FORMAT, "root": base, "files": known}), cache_file)
         except OSError as error:
             kept = f"which images of {base} can be decoded cannot be kept in {cache_file}"
-            _log.warning("%s (%s): they will be checked again", kept, error)
+            reason = error.strerror or error
+            _log.warning("%s (%s): they will be checked again; or set XDG_CACHE_HOME", kept, reason)
 
     bad: dict[Path, str] = {}
     sizes = set()
