@@ -72,14 +72,14 @@ def require_writable(folder: Path, instead: str) -> None:
     """Find out before a long computation whether its results can be written.
 
     Args:
-        folder: made if need be.
+        folder: it need not exist yet; then the folder that it will lie in is tried. Nothing is made.
         instead: what the user can do, the end of the message.
     Raises:
         UserError: the folder cannot be written to.
     """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"x")
     except OSError as error:
         raise UserError(

@@ -166,7 +166,7 @@ def write_data(data: Mapping[str, Any], run: Path) -> None:
     """Write data.json.
 
     Args:
-        data: what `data.describe` says of the data set.
+        data: what `datasets.describe` says of the data set.
         run: run directory.
     """
     write_json(data, run / DATA)

@@ -20,10 +20,9 @@ from dgfast.errors import UserError
 from dgfast.models.dgnet import make_teacher, save_model
 from dgfast.training import checkpoint
 from tests import tiny
+from tools.list_dependencies import constraints, licence
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-from list_dependencies import constraints, licence  # noqa: E402
 
 
 def listed() -> dict[str, tuple[str, str]]:
@@ -55,8 +54,8 @@ def test_everything_that_is_imported_is_listed():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {""}:
                 found = {package.lower().replace("_", "-") for package in packages.get(name, [])}
-                # apex and FAISS are used where somebody has installed them; body models are read at development.
-                assert found & known or name in ("apex", "faiss", "__future__"), f"{file}: {name}"
+                # apex and FAISS are used where somebody has installed them.
+                assert found & known or name in ("apex", "faiss", "dgfast"), f"{file}: {name}"
 
 
 def calls(name: str) -> list[tuple[str, ast.Call]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.soak import Broken, expect, soak
+from tools.soak import Broken, expect, soak
 
 
 @pytest.mark.slow

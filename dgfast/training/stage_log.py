@@ -88,9 +88,13 @@ class StageLog:
 def _say_nothing_of_full_disks() -> None:
     """TensorBoard writes in a thread and hands an error over to the next call. The thread's own traceback adds
     nothing to the line in which the run then ends."""
-    threading.excepthook = lambda error: (
-        None if isinstance(error.exc_value, OSError) else threading.__excepthook__(error)
-    )
+
+    def say_of_others(error: threading.ExceptHookArgs) -> None:
+        is_tensorboard = type(error.thread).__module__.startswith("tensorboard.")
+        if not (is_tensorboard and isinstance(error.exc_value, OSError)):
+            threading.__excepthook__(error)
+
+    threading.excepthook = say_of_others
 
 
 def say(message: str) -> None:

@@ -36,7 +36,7 @@ class Trainer:
     Args:
         config: everything that decides the result.
         data: with a training split.
-        run: the run directory, made before anything is written.
+        run: the run directory; the attribute of that name may be set later, before `train`.
         workers: the processes.
         cache: torch's hub folder, where ImageNet weights are looked for.
     Raises:

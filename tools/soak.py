@@ -1,6 +1,6 @@
 """A small run is disturbed at random, again and again, and must end with the same bits each time: docs/reliability.md.
 
-    python -m tests.soak --minutes 60 --seed 1
+    python -m tools.soak --minutes 60 --seed 1
 
 Each training process is a fork of this one, which has imported everything: a start takes no time, and hundreds of
 disturbances fit into an hour.
@@ -228,7 +228,8 @@ def one_run(root: Path, out: Path, expected: dict[str, bytes], seconds: float, d
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         numbers = [(line["stage"], line["iteration"]) for line in lines]
         whole = [(stage, iteration) for stage, number in STAGES.items() for iteration in range(number)]
-        expect(numbers == whole, "metrics.jsonl has each iteration once", numbers)
+        # A stage whose last checkpoint was damaged has done its last iterations once more, after the next stage began.
+        expect(sorted(numbers) == sorted(whole), "metrics.jsonl has each iteration once", numbers)
     return counts
 
 
