@@ -10,8 +10,10 @@ import numpy as np
 import torch
 import tyro
 
+from dgfast.commands.command_line import read
 from dgfast.errors import UserError
 from dgfast.files import replacing
+from dgfast.ranges import Count, Share
 from dgfast.retrieval import Reranking, rerank, rerank_topk
 from dgfast.retrieval.neighbours import Metric
 from dgfast.retrieval.reranking import Variant
@@ -35,13 +37,13 @@ class Command:
     out: Path
     """File to write, its folder made if need be: .npy with all distances, or with --topk .npz with arrays `distances`
     and `indices`, [Q, K] each."""
-    topk: int | None = None
+    topk: Count | None = None
     """Only so many best gallery images of each query; for galleries whose [Q, G] fits neither memory nor disk."""
-    k1: int = Reranking.k1
+    k1: Count = Reranking.k1
     """Neighbours among which reciprocity is sought."""
-    k2: int = Reranking.k2
+    k2: Count = Reranking.k2
     """Neighbours averaged over; 1 leaves the average out."""
-    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = Reranking.lambda_
+    lambda_: Annotated[Share, tyro.conf.arg(name="lambda")] = Reranking.lambda_
     """Weight of the original distance, 0 to 1."""
     variant: Variant = Reranking.variant
     """The paper's distances, or their squares, as some toolkits have it."""
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: a file cannot be read or written, or the features do not fit.
     """
-    command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast rerank", description=HELP)
+    command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast rerank", description=HELP)
     suffix = ".npy" if command.topk is None else ".npz"
     if command.out.suffix != suffix:
         raise UserError(

@@ -1,15 +1,17 @@
 """`dgfast train`, `torchrun -m dgfast.train`: train, evaluate, leave a table and a picture."""
 
+import itertools
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import tyro
 
 from dgfast import run_directory
+from dgfast.commands.command_line import read
 from dgfast.commands.quality import SEED, assess, truth_parameters
 from dgfast.commands.sources import open_data
 from dgfast.config import PRESETS, Config, check
@@ -94,28 +96,22 @@ def main(argv: list[str] | None = None) -> None:
                 run_directory.forget_launch(config)
 
 
-def parse(argv: list[str], prog: str = "dgfast train") -> Command:
+def parse(argv: list[str], prog: str = "dgfast train", also: Iterable[str] = ()) -> Command:
     """Read the command line.
 
     Args:
         argv: flags.
         prog: the command that mistakes in the flags are blamed on.
+        also: further flags of that command.
     Returns:
         what to do: the flags, and for those not given the values of the preset or of the resumed run.
     Raises:
-        UserError: an unknown preset, or a run directory that holds no run.
-        SystemExit: --help, or flags that do not exist.
+        UserError: an unknown preset, a run directory that holds no run; see also `command_line.read`.
+        SystemExit: --help.
     """
     resume = _value_of("--resume", argv)
     default = preset_of(argv) if resume is None else run_directory.read_config(Path(resume))
-    return tyro.cli(
-        Command,
-        args=argv,
-        default=Command(default),
-        prog=prog,
-        description=HELP,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    return read(Command, argv, prog=prog, description=HELP, default=Command(default), also=also)
 
 
 def preset_of(argv: list[str]) -> Config:
@@ -128,18 +124,19 @@ def preset_of(argv: list[str]) -> Config:
     """
     preset = _value_of("--preset", argv) or "quickstart"
     if preset not in PRESETS:
-        raise UserError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
+        raise UserError(f"--preset is {preset!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[preset]
 
 
 def _value_of(flag: str, argv: list[str]) -> str | None:
-    """The value of a flag that must be known before the others, since it decides their defaults."""
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.split("=", 1)[1]
-    return None
+    """The value of a flag that must be known before the others, since it decides theirs; the last one counts."""
+    found = None
+    for word, after in itertools.zip_longest(argv, argv[1:]):
+        if word == flag:
+            found = after
+        elif word.startswith(flag + "="):
+            found = word.split("=", 1)[1]
+    return found
 
 
 def _find_run(command: Command, data: str) -> tuple[bool, Path]:
