@@ -19,7 +19,9 @@ def put(root: Path, *names: str) -> Path:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix in (".jpg", ".png"):
-            Image.new("RGB", (4, 8), (len(name), 80, 20)).save(path)
+            image = Image.new("RGB", (4, 8), (len(name), 80, 20))
+            image.paste((255, 255, 255), (0, 0, 2, 2))
+            image.save(path)
         else:
             path.touch()
     return root
@@ -282,6 +284,18 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, load, caplog):
     assert people(data.train) == [(2, 6), (7, 2)]
     assert [r.message for r in caplog.records if "0002_c1s1_000451_03.jpg (the file is empty)" in r.message]
     assert "- 1 unreadable images left out" in data.summary()
+
+
+def test_training_images_of_one_colour_are_left_out_and_named(tmp_path, load, caplog):
+    root = put(tmp_path / "Market-1501", *MARKET)
+    for name in ("bounding_box_train/0002_c1s1_000451_03.jpg", "query/0001_c1s1_001051_00.jpg"):
+        Image.new("RGB", (4, 8)).save(root / name)
+    with caplog.at_level(logging.WARNING, "dgfast"):
+        data = load(root)
+    assert len(data.train) == 2 and len(data.query) == 2  # an evaluation needs every image
+    assert "1 training images of one colour left out" in data.notes
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "1 training images show one colour alone" in warning and "0002_c1s1_000451_03.jpg" in warning
 
 
 def test_split_without_a_sound_image(tmp_path, load):

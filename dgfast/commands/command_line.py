@@ -68,6 +68,7 @@ def read_some(
         UserError: see `read`.
         SystemExit: --help.
     """
+    options: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -78,7 +79,7 @@ def read_some(
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes,),
                 return_unknown_args=True,
-                **({} if default is None else {"default": default}),
+                **options,
             )
     except SystemExit as end:
         if not end.code:
