@@ -10,6 +10,7 @@ from PIL import Image
 from dgfast.config import DatasetName
 from dgfast.data.datasets import layouts
 from dgfast.data.datasets.load import load_reid
+from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
 
 
@@ -233,6 +234,22 @@ def test_prepared_with_a_named_folder(tmp_path, load):
 
 def test_every_kind_of_the_configuration_has_a_reader():
     assert {"auto", *layouts._READERS} == {"auto", *layouts._WRAPPERS} == set(get_args(DatasetName))
+
+
+@pytest.mark.parametrize(
+    ("query", "gallery", "reason"),
+    [
+        ([], [], "0 query and 0 gallery images; scores need some of each: add the folders"),
+        ([(1, 1)], [(1, 1), (2, 1)], "all query and gallery images are of one camera"),
+        ([(1, 1)], [(1, 1), (2, 2)], "none of the 1 queries has an image of the same person by another camera"),
+        ([(1, 1)], [(2, 2), (0, 2), (-1, 2)], "none of the 1 queries has an image of the same person"),
+        ([(1, 1), (3, 1)], [(1, 2)], ""),
+    ],
+)
+def test_what_cannot_be_scored_says_why(query, gallery, reason):
+    sides = [tuple(Record(Path(f"{i}.jpg"), *one) for i, one in enumerate(side)) for side in (query, gallery)]
+    found = ReidData("own", Path(), (), *sides).why_no_scores()
+    assert found.startswith(reason) and bool(found) == bool(reason)
 
 
 def test_wrong_root(tmp_path, load):

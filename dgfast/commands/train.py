@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         data = open_data(config, workers)
         if workers.first:
             print(data.summary())
+            if reason := data.why_no_scores():
+                say(f"the run will end without a table of scores: {reason}")
         found = _find_run(command, data.name) if workers.first else (False, Path())
         resumes, run = workers.share(found)
         trainer = Trainer(config, data, run, workers, Path(torch.hub.get_dir()))
@@ -177,13 +179,14 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         "torch": torch.__version__,
     }
     text = ""
-    if data.query and data.gallery:
+    if reason := data.why_no_scores():
+        report["no_scores"] = reason
+        print(f"\n{data.name}: no scores, because {reason}")
+    else:
         result = evaluate(data, networks, teacher, settings)
         report["scores"] = result.scores
         ranking_figure(data.query, data.gallery, result.distances.numpy(), run / "rankings.png")
         text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n"
-    else:
-        print(f"\n{data.name} has no query and gallery: no scores")
     if config.data.data_root is None:
         # Other people than those of the run, whichever seed they were drawn from.
         seed = SEED + (config.synthetic.synthetic_seed == SEED)
