@@ -373,7 +373,7 @@ def from_json(values: dict[str, Any]) -> Config:
     Returns:
         the tree of dataclasses.
     Raises:
-        TypeError: an entry has an unknown name.
+        TypeError: an entry has an unknown name, or holds something else.
     """
     return _decode(values, Config)
 
@@ -381,6 +381,8 @@ def from_json(values: dict[str, Any]) -> Config:
 def _decode(value: Any, kind: Any) -> Any:
     """A JSON value as the type that a field is annotated with."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise TypeError(f"found {type(value).__name__}, expected the entries of {kind.__name__}")
         hints = get_type_hints(kind)
         unknown = set(value) - hints.keys()
         if unknown:
@@ -390,6 +392,14 @@ def _decode(value: Any, kind: Any) -> Any:
         return None if value is None else _decode(value, next(k for k in get_args(kind) if k is not NoneType))
     if get_origin(kind) is tuple:
         return tuple(_decode(entry, get_args(kind)[0]) for entry in value)
+    if get_origin(kind) is Literal:
+        fits = value in get_args(kind)
+    elif kind is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    else:
+        fits = type(value) is (str if kind is Path else kind)
+    if not fits:
+        raise TypeError(f"found {value!r}, expected {getattr(kind, '__name__', kind)}")
     return Path(value) if kind is Path else value
 
 

@@ -235,9 +235,30 @@ def command_lines(command: str) -> st.SearchStrategy[list[str]]:
     return st.builds(lambda first, parts: [*first, *(w for p in parts for w in p)], usual, st.lists(part, max_size=4))
 
 
+def outcome(words: list[str]) -> str:
+    """ "" after a run or one line; else what happened."""
+    try:
+        cli.dispatch(words)
+    except Begun:
+        pass
+    except SystemExit as end:
+        return f"status {end.code} without a word" if end.code else ""
+    except UserError as error:
+        return "" if str(error).strip() and "\n" not in str(error) else f"not one line: {error!r}"
+    except Exception as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        return f"{type(error).__name__} at {last.filename}:{last.lineno}: {str(error)[:200]}"
+    return ""
+
+
+def complain(failed: dict[str, list[str]]) -> None:
+    assert not failed, "\n".join(f"dgfast {shlex.join(words)}\n    {what}" for what, words in failed.items())
+
+
 @pytest.mark.parametrize("command", KINDS)
 def test_any_value_gives_a_run_or_one_line(command, place):
     assert KINDS.keys() == cli.COMMANDS.keys()
+    failed: dict[str, list[str]] = {}  # what happened -> the first words after which it did
 
     @settings(
         max_examples=DRAWS,
@@ -249,19 +270,30 @@ def test_any_value_gives_a_run_or_one_line(command, place):
     )
     @given(command_lines(command))
     def follow(words: list[str]) -> None:
-        try:
-            cli.dispatch([command, *words])
-        except Begun:
-            pass
-        except SystemExit as end:
-            assert not end.code
-        except UserError as error:
-            if not str(error).strip() or "\n" in str(error):
-                failed.setdefault(f"not one line: {error!r}", words)
-        except Exception as error:
-            *_, last = traceback.extract_tb(error.__traceback__)
-            failed.setdefault(f"{type(error).__name__} at {last.filename}:{last.lineno}: {str(error)[:200]}", words)
+        if what := outcome([command, *words]):
+            failed.setdefault(what, [command, *words])
 
-    failed: dict[str, list[str]] = {}  # what happened -> the first words after which it did
     follow()
-    assert not failed, "\n".join(f"dgfast {shlex.join([command, *words])}\n    {e}" for e, words in failed.items())
+    complain(failed)
+
+
+NEEDED = {
+    ("import-reference", "gen"): ["--id", "state.pt"],
+    ("import-reference", "id"): ["--gen", "state.pt"],
+    ("train", "teacher"): ["--backbone", "small16", "--embedding", "16"],
+    ("train", "backbone_weights"): ["--backbone", "small16"],
+}
+
+
+@pytest.mark.parametrize("command", KINDS)
+def test_a_file_that_holds_something_else_gives_one_line(command, place):
+    failed: dict[str, list[str]] = {}
+    names = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
+    for kind in KINDS[command][:1]:
+        for name, _, bare in fields(kind):
+            if bare is Path and name not in ("out", "json", "trace") or name == "backbone_weights":
+                for file in (*names, "loose/folder.jpg", "/dev/null"):
+                    words = [command, *USUAL.get(command, []), *NEEDED.get((command, name), []), flag(name), file]
+                    if what := outcome(words):
+                        failed.setdefault(what, words)
+    complain(failed)

@@ -7,13 +7,15 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from dgfast.errors import UserError
-from dgfast.ranges import check_numbers, flag
+from dgfast.ranges import check_numbers, expect, flag
 
 T = TypeVar("T")
 
@@ -86,6 +88,7 @@ def read_some(
             raise
         raise UserError(f"{_complaint(said.getvalue())}; {prog} --help explains the flags") from None
     check_numbers(found)
+    _check_names(found)
     return found, rest
 
 
@@ -133,6 +136,29 @@ def meant(word: str, known: Iterable[str]) -> str:
     """
     like = difflib.get_close_matches(word, list(known), n=1)
     return f" did you mean {like[0]}?" if like else ""
+
+
+def check_name(field: str, name: Path | str) -> None:
+    """Refuse a name that no file system takes; 200 bytes leave room for what is added while a file is written.
+
+    Args:
+        field: that holds the name.
+        name: a path.
+    Raises:
+        UserError: the path, or a name in it, is too long.
+    """
+    path = os.fsencode(name)
+    fits = len(path) <= 2000 and all(len(part) <= 200 for part in path.split(b"/"))
+    expect(fits, field, f"{str(name)[:40]}...", "at most 200 bytes for each name in a path")
+
+
+def _check_names(settings: Any) -> None:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_names(value)
+        elif isinstance(value, (Path, str)):
+            check_name(field.name, value)
 
 
 def _complaint(box: str) -> str:

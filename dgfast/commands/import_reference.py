@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast import-reference", description=HELP)
     files = {"gen": command.gen, "id": command.id, "dis": command.dis, "teacher": command.teacher}
-    states = {network: unwrap(read_tensors(path)) for network, path in files.items() if path is not None}
+    states = {network: _state(network, path) for network, path in files.items() if path is not None}
     if ("gen" in states) != ("id" in states):
         raise UserError("--gen and --id are needed together: the model is both; or pass --teacher alone")
     config, num_classes = sizes(states)
@@ -68,6 +68,17 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{command.out / name}: {num_classes} identities")
 
 
+def _state(network: str, path: Path) -> dict[str, Tensor]:
+    state = unwrap(read_tensors(path))
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others or not state:
+        raise UserError(
+            f"--{network} {path} holds {f'{others[0]!r}, which is no tensor' if others else 'nothing'}; expected a"
+            " checkpoint of the reference: check the path"
+        )
+    return state
+
+
 def unwrap(state: dict[str, Any]) -> dict[str, Tensor]:
     """The state dict within a checkpoint.
 
@@ -79,7 +90,7 @@ def unwrap(state: dict[str, Any]) -> dict[str, Tensor]:
     """
     while len(state) == 1 and isinstance(next(iter(state.values())), dict):
         state = next(iter(state.values()))
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
 def _fill(model: Any, state: dict[str, Tensor], optional: str) -> Any:

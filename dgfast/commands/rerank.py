@@ -143,10 +143,12 @@ def _features(path: Path, device: torch.device) -> np.ndarray | torch.Tensor:
         raise UserError(
             f"cannot read {path}: {error.strerror or 'it ends too early'}; {expected}; check the path"
         ) from error
-    except ValueError as error:  # NumPy's own message advises to allow pickles, which could run any code
+    except (ValueError, EOFError) as error:  # NumPy's own message advises to allow pickles, which could run any code
         raise UserError(f"{path} is no file of plain numbers, or is cut short; {expected}") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} holds several arrays; {expected}")
+    if array.ndim != 2:
+        raise UserError(f"{path} holds an array of shape {list(array.shape)}; {expected}")
     if device.type == "cpu" or array.dtype.kind != "f":
         return array
     return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))).to(device)

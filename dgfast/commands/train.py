@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dgfast import run_directory
-from dgfast.commands.command_line import read
+from dgfast.commands.command_line import check_name, read
 from dgfast.commands.quality import SEED, assess, truth_parameters
 from dgfast.commands.sources import open_data
 from dgfast.config import PRESETS, Config, check
@@ -112,6 +112,8 @@ def parse(argv: list[str], prog: str = "dgfast train", also: Iterable[str] = ())
         SystemExit: --help.
     """
     resume = _value_of("--resume", argv)
+    if resume is not None:
+        check_name("resume", resume)
     default = preset_of(argv) if resume is None else run_directory.read_config(Path(resume))
     return read(Command, argv, prog=prog, description=HELP, default=Command(default), also=also)
 

@@ -129,7 +129,7 @@ def load_backbone_weights(backbone: nn.Module, source: str, cache: Path) -> None
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}  # the classifier's
     wanted = backbone.state_dict()
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
-    wrong = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    wrong = [name for name in wanted if name in state and getattr(state[name], "shape", None) != wanted[name].shape]
     if missing or wrong:
         raise UserError(
             f"backbone weights {source}: {len(missing)} of {len(wanted)} entries are missing and {len(wrong)} have"
@@ -160,7 +160,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+            raise TypeError(f"it holds a {type(state).__name__} without names")
+        return state
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"weights file {path} cannot be read ({reason[:160]}); expected tensors alone") from error

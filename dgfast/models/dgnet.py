@@ -132,15 +132,24 @@ def load_model(path: Path, kind: Literal["dgnet", "teacher"]) -> DGNet | Teacher
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as .safetensors ({error}); expected a {kind} file of dgfast") from error
     if metadata.get("kind") != kind:
         raise UserError(
             f"{path} holds {metadata.get('kind', 'weights of another program')}, expected a {kind} of dgfast;"
             " released weights of the reference become one by `dgfast import-reference`"
         )
-    config = ModelConfig(**json.loads(metadata["config"]))
-    num_classes = int(metadata["num_classes"])
-    model = DGNet(config, num_classes) if kind == "dgnet" else make_teacher(config, num_classes)
-    model.load_state_dict(state)
+    try:
+        config = ModelConfig(**json.loads(metadata["config"]))
+        num_classes = int(metadata["num_classes"])
+        model = DGNet(config, num_classes) if kind == "dgnet" else make_teacher(config, num_classes)
+        model.load_state_dict(state)
+    except UserError:
+        raise
+    except Exception as error:  # sizes of any kind lead to errors of any kind
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path}: its description does not fit its content ({type(error).__name__}: {reason[:160]}); expected what"
+            " dgfast wrote: take another copy"
+        ) from error
     return model.eval()
