@@ -25,7 +25,19 @@ from safetensors.torch import save_file
 
 import dgfast.pedestrians.dataset as dataset_module
 from dgfast import run_directory
-from dgfast.commands import cli, doctor, evaluate, import_reference, profile, quality, rerank, sources, synth, train
+from dgfast.commands import (
+    ablation,
+    cli,
+    doctor,
+    evaluate,
+    import_reference,
+    profile,
+    quality,
+    rerank,
+    sources,
+    synth,
+    train,
+)
 from dgfast.config import PRESETS
 from dgfast.data.loaders import choose
 from dgfast.errors import UserError
@@ -46,6 +58,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "import-reference": (import_reference.Command,),
     "profile": (Measurement, train.Command),
     "doctor": (doctor.Command,),
+    "ablation": (ablation.Command,),
 }
 USUAL = {  # so that many draws get beyond the flags that are missing
     "eval": ["--run", "run"],
@@ -158,6 +171,7 @@ def stopped_early(place):
     patch.setattr(dataset_module, "count_images", lambda *_: 1)
     patch.setattr(profile, "make_report", begin)
     patch.setattr(doctor, "facts", dict)
+    patch.setattr(ablation, "_open_data_sets", begin)
     patch.setattr(choose, "_why_not_dali", lambda _: "it is not asked for here")
     yield
     patch.undo()

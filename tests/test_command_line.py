@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from dgfast.commands import cli, doctor, evaluate, import_reference, quality, rerank, synth, train
+from dgfast.commands import ablation, cli, doctor, evaluate, import_reference, quality, rerank, synth, train
 from dgfast.commands import profile as profile_command
 from dgfast.commands.command_line import flags
 from dgfast.config import PRESETS, Config, check
@@ -24,6 +24,7 @@ KINDS = {
     "import-reference": import_reference.Command,
     "profile": Measurement,
     "doctor": doctor.Command,
+    "ablation": ablation.Command,
 }
 
 
@@ -71,12 +72,15 @@ def numbers_out_of_range():
         for name, annotation in numbers(kind):
             allowed = range_of(annotation)
             plain = get_type_hints(kind).get(name) or next(
-                hints[name] for group in get_type_hints(Config).values() if name in (hints := get_type_hints(group))
+                hints[name]
+                for group in get_type_hints(Config).values()
+                if dataclasses.is_dataclass(group) and name in (hints := get_type_hints(group))
             )
             wrong = [allowed.low - 1, allowed.high + 1]
             if float in {plain, *get_args(plain)}:
                 wrong += [math.nan, math.inf, -math.inf]
-            yield from ((command, flag(name), value) for value in wrong)
+            times = 2 if get_args(plain)[:2] == (int, int) else 1
+            yield from ((command, flag(name), [value] * times) for value in wrong)
 
 
 REQUIRED = {
@@ -91,7 +95,7 @@ REQUIRED = {
 def test_numbers_out_of_range_are_refused_by_their_flag(command):
     for _, name, value in (case for case in numbers_out_of_range() if case[0] == command):
         with pytest.raises(UserError) as caught:
-            cli.dispatch([command, *REQUIRED.get(command, []), name, str(value)])
+            cli.dispatch([command, *REQUIRED.get(command, []), name, *map(str, value)])
         assert str(caught.value).startswith(f"{name} is "), (name, value, str(caught.value))
         assert "; expected a number from " in str(caught.value)
 
