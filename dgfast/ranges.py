@@ -1,7 +1,7 @@
 """Which numbers a flag may take: written beside the field that it is, checked in one place for every command.
 
 A field says it in its annotation, `Annotated[int, Between(1, 64)]`. The types below are those that several fields have.
-tests/test_ranges.py asserts that no number of a command line goes without.
+tests/test_command_line.py asserts that no number of a command line goes without.
 """
 
 import dataclasses

@@ -147,8 +147,8 @@ def _features(path: Path, device: torch.device) -> np.ndarray | torch.Tensor:
         raise UserError(f"{path} is no file of plain numbers, or is cut short; {expected}") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} holds several arrays; {expected}")
-    if array.ndim != 2:
-        raise UserError(f"{path} holds an array of shape {list(array.shape)}; {expected}")
+    if array.ndim == 0:
+        raise UserError(f"{path} holds a single number; {expected}")
     if device.type == "cpu" or array.dtype.kind != "f":
         return array
     return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))).to(device)
