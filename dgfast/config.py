@@ -8,9 +8,24 @@ import dataclasses
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dgfast.errors import UserError
+from dgfast.ranges import (
+    BatchSize,
+    Between,
+    Count,
+    Depth,
+    FromZero,
+    Iterations,
+    Seed,
+    Share,
+    Side,
+    Threads,
+    Weight,
+    Width,
+    check_numbers,
+    expect,
+)
 
 LabelStyle = Literal["soft", "hard", "appearance", "uniform", "two-label"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -20,6 +35,8 @@ DatasetName = Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "f
 Variant = Literal["labeled", "detected"]
 LoaderName = Literal["auto", "dali", "torchvision"]
 CacheName = Literal["ram", "none"]
+
+TEACHER_IMAGES = 4  # two samples, one of each stream, give the teacher each image and its positive
 
 
 @dataclass(frozen=True)
@@ -32,23 +49,23 @@ class DataConfig:
     """Layout of the folder; auto looks at what is there."""
     variant: Variant = "labeled"
     """Boxes of CUHK03-NP: drawn by hand or found by a detector."""
-    image_height: int = 256
+    image_height: Side = 256
     """Height of the images, pixels; divisible by 16."""
-    image_width: int = 128
+    image_width: Side = 128
     """Width of the images, pixels; divisible by 16."""
-    padding: int = 10
+    padding: FromZero = 10
     """Width of the repeated edge before the random crop, pixels."""
-    mirror_probability: float = 0.5
+    mirror_probability: Share = 0.5
     """Chance of mirroring an image."""
-    erase_probability: float = 0.5
+    erase_probability: Share = 0.5
     """Chance of random erasing in the copies that the identity losses see."""
     loader: LoaderName = "auto"
     """Library that loads images; auto: DALI where it works, which `dgfast doctor` tells, else torchvision."""
-    loader_workers: int = 2
+    loader_workers: Threads = 2
     """DALI's threads on the CPU (at least one), or torchvision's processes (0: in the training process)."""
-    prefetch: int = 2
+    prefetch: Annotated[int, Between(1, 1000)] = 2
     """Batches prepared ahead (torchvision: by each of its processes)."""
-    structure_jitter: float = 0.0
+    structure_jitter: Share = 0.0
     """Chance that E_s sees an image in other tones, in training. The image that is to be reconstructed keeps its own,
     so that G has to ask the appearance code for them."""
     cache: CacheName = "ram"
@@ -60,17 +77,17 @@ class DataConfig:
 class SyntheticConfig:
     """The built-in pedestrians, used when no data root is given."""
 
-    synthetic_train_identities: int = 120
+    synthetic_train_identities: Annotated[int, Between(1, 100_000)] = 120
     """Identities of the training split."""
-    synthetic_test_identities: int = 60
+    synthetic_test_identities: Annotated[int, Between(0, 100_000)] = 60
     """Identities of the query and gallery splits."""
-    synthetic_images_per_camera: float = 2.0
+    synthetic_images_per_camera: Annotated[float, Between(0, 100, without=0)] = 2.0
     """Mean number of images of an identity in one camera."""
-    synthetic_cameras: tuple[int, int] = (3, 6)
+    synthetic_cameras: tuple[Annotated[int, Between(2, 6)], Annotated[int, Between(2, 6)]] = (3, 6)
     """Lowest and highest number of cameras that see an identity, 2 to 6."""
-    synthetic_difficulty: float = 0.5
+    synthetic_difficulty: Share = 0.5
     """0: all cameras alike; 1: cameras differ as much as they can."""
-    synthetic_seed: int = 20190616
+    synthetic_seed: Seed = 20190616
     """Seed of the pedestrians (not of the training); far from those that people type, so that `dgfast synth` makes
     other people."""
 
@@ -81,19 +98,19 @@ class ModelConfig:
 
     backbone: str = "resnet50"
     """Re-ID backbone of E_a and the teacher: resnet50, or small16, small32 for small images and CPUs."""
-    parts: int = 4
+    parts: Depth = 4
     """Horizontal stripes of the appearance code."""
-    embedding: int = 512
+    embedding: Width = 512
     """Length of each of the two re-ID features."""
-    prim_dropout: float = 0.5
+    prim_dropout: Share = 0.5
     """Dropout before the primary classifier."""
-    fine_dropout: float = 0.75
+    fine_dropout: Share = 0.75
     """Dropout before the fine-grained classifier."""
-    structure_width: int = 16
+    structure_width: Annotated[int, Between(1, 1024)] = 16
     """Channels of E_s's first convolution; the structure code has 8 times as many."""
-    structure_blocks: int = 4
+    structure_blocks: Depth = 4
     """Residual blocks of E_s."""
-    decoder_blocks: int = 4
+    decoder_blocks: Depth = 4
     """Residual blocks of G; each takes its own part of the appearance code."""
     modulation: Modulation = "plane"
     """Where the appearance acts in G. plane: one scale and bias for a whole plane, the paper's. stripes: they follow
@@ -101,13 +118,13 @@ class ModelConfig:
     background: Background = "painted"
     """Who gives the pixels that clothes do not change. painted: G, the paper's. kept: the picture of the body; G learns
     where clothes change anything."""
-    style_hidden: int = 512
+    style_hidden: Width = 512
     """Width of the networks that turn a part of the code into scales and biases."""
-    discriminator_width: int = 32
+    discriminator_width: Annotated[int, Between(1, 1024)] = 32
     """Channels of D's first convolution."""
-    discriminator_blocks: int = 4
+    discriminator_blocks: Annotated[int, Between(0, 64)] = 4
     """Residual blocks of D at each scale."""
-    discriminator_scales: int = 3
+    discriminator_scales: Annotated[int, Between(1, 10)] = 3
     """Scales at which D judges an image."""
 
 
@@ -115,45 +132,45 @@ class ModelConfig:
 class LossConfig:
     """Weights of the objective (docs/method.md, section 2; paper, equation 10)."""
 
-    image_weight: float = 5.0
+    image_weight: Weight = 5.0
     """Reconstruction of the image from its own codes."""
-    positive_weight: float = 5.0
+    positive_weight: Weight = 5.0
     """Reconstruction with the appearance of another image of the same identity."""
-    appearance_code_weight: float = 1.0
+    appearance_code_weight: Weight = 1.0
     """Reconstruction of the appearance code; grows from 0."""
-    structure_code_weight: float = 1.0
+    structure_code_weight: Weight = 1.0
     """Reconstruction of the structure code; grows from 0."""
-    cycle_weight: float = 2.0
+    cycle_weight: Weight = 2.0
     """Reconstruction of the image from the two reconstructed codes; grows from 0."""
-    identity_weight: float = 1.0
+    identity_weight: Weight = 1.0
     """Cross-entropy of the primary head on real images."""
-    positive_identity_weight: float = 1.0
+    positive_identity_weight: Weight = 1.0
     """Cross-entropy of the primary head on the positive images."""
-    generated_identity_weight: float = 0.5
+    generated_identity_weight: Weight = 0.5
     """Cross-entropy of the frozen primary head on generated images."""
-    adversarial_weight: float = 1.0
+    adversarial_weight: Weight = 1.0
     """The generator's part of the least-squares game."""
-    teacher_weight: float = 2.0
+    teacher_weight: Weight = 2.0
     """Primary and fine-grained learning from generated images; grows from 0."""
-    fine_weight: float = 0.2
+    fine_weight: Weight = 0.2
     """Share of the fine-grained cross-entropy within the teacher's term and the identity term."""
-    primary_weight: float = 1.0
+    primary_weight: Weight = 1.0
     """Share of primary learning within the teacher's term; 0: without it."""
-    generated_fine_weight: float = 1.0
+    generated_fine_weight: Weight = 1.0
     """Share of generated images in the fine-grained cross-entropy; 0: the fine head learns from real images alone."""
-    change_weight: float = 15.0
+    change_weight: Weight = 15.0
     """With --background kept: how well G foretells where other clothes change the picture."""
-    r1_weight: float = 0.01
+    r1_weight: Weight = 0.01
     """Penalty on D's gradient at real images."""
-    warmup_start: int = 30_000
+    warmup_start: FromZero = 30_000
     """Iteration at which the weights that grow from 0 start to grow."""
-    warmup_rate: float = 0.0005
+    warmup_rate: Weight = 0.0005
     """Growth of those weights per iteration."""
     label_style: LabelStyle = "soft"
     """Label of generated images for the primary head: the teacher's probabilities (soft), its best class (hard), the
     identity of the appearance (appearance), all classes alike (uniform, LSRO), the teacher restricted to the two
     identities (two-label)."""
-    teacher_confidence: float = 0.0
+    teacher_confidence: Share = 0.0
     """Primary learning passes over generated images to whose best class the teacher gives less than this probability,
     in the mean of image and mirror. 0: it takes all."""
     appearance_code_gradient: bool = False
@@ -165,26 +182,26 @@ class LossConfig:
 class OptimConfig:
     """Optimisers and schedules (docs/method.md, section 2)."""
 
-    iterations: int = 100_000
+    iterations: Iterations = 100_000
     """Iterations of the DG-Net stage."""
-    batch_size: int = 8
+    batch_size: BatchSize = 8
     """Images per stream (a and b) and process."""
-    generator_iterations: int = 0
+    generator_iterations: Iterations = 0
     """Iterations of a stage before the DG-Net stage, in which E_s and G learn to reconstruct images alone, from the
     codes of an E_a that rests. 0 as in the paper; for short runs, with --start-from-teacher."""
-    generator_lr: float = 1e-4
+    generator_lr: Weight = 1e-4
     """Adam, E_s and G."""
-    discriminator_lr: float = 1e-4
+    discriminator_lr: Weight = 1e-4
     """Adam, D."""
-    adam_beta1: float = 0.0
+    adam_beta1: Annotated[float, Between(0, 1, without=1)] = 0.0
     """First momentum of both Adams; 0 in the paper. Short runs gain from some."""
-    backbone_lr: float = 0.002
+    backbone_lr: Weight = 0.002
     """SGD with Nesterov momentum 0.9, backbone of E_a."""
-    head_lr: float = 0.02
+    head_lr: Weight = 0.02
     """The same, heads of E_a."""
-    weight_decay: float = 5e-4
+    weight_decay: Weight = 5e-4
     """Of all optimisers."""
-    milestones: tuple[int, ...] = (60_000, 90_000, 105_000)
+    milestones: tuple[FromZero, ...] = (60_000, 90_000, 105_000)
     """Iterations at which all learning rates are multiplied by 0.1; one behind the last has no effect."""
     batch_norm: Literal["per-stream", "joint", "frozen"] = "joint"
     """Statistics of BatchNorm in E_a and the teacher: joint: of all images that meet the network together, which are
@@ -193,10 +210,10 @@ class OptimConfig:
     frozen: the running ones, which then stay as they are."""
     sync_batch_norm: bool = False
     """Share BatchNorm's statistics between all processes (GPUs only): for few images a GPU."""
-    accumulate: int = 1
+    accumulate: BatchSize = 1
     """Parts into which a batch is cut, one after another, before each update: less memory, the same gradients but for
     BatchNorm, whose statistics are those of a part."""
-    clip_gradient: float = 0.0
+    clip_gradient: Weight = 0.0
     """Largest norm of an update's gradient; longer ones are shortened to it. 0: as they are."""
 
 
@@ -206,15 +223,15 @@ class TeacherConfig:
 
     teacher: Path | None = None
     """A trained teacher, whose stage is then skipped: a run directory, or its teacher.safetensors."""
-    teacher_iterations: int = 24_000
+    teacher_iterations: Iterations = 24_000
     """Iterations of the teacher's stage."""
-    teacher_batch_size: int = 32
+    teacher_batch_size: Annotated[int, Between(TEACHER_IMAGES, 65_536, divisible_by=TEACHER_IMAGES)] = 32
     """Images per process."""
-    teacher_lr: float = 0.05
+    teacher_lr: Weight = 0.05
     """SGD with Nesterov momentum 0.9, head of the teacher."""
-    teacher_backbone_lr: float = 0.005
+    teacher_backbone_lr: Weight = 0.005
     """The same, backbone of the teacher."""
-    teacher_milestones: tuple[int, ...] = (16_000,)
+    teacher_milestones: tuple[FromZero, ...] = (16_000,)
     """Iterations at which the teacher's learning rates are multiplied by 0.1."""
     backbone_weights: str = "imagenet"
     """Start of the backbones: imagenet, none, or a file of torchvision's names."""
@@ -231,7 +248,7 @@ class RunConfig:
     """Folder of the run directories."""
     name: str = ""
     """Name of the run directory; default: preset, data set and time."""
-    seed: int = 1
+    seed: Seed = 1
     """Seed of weights, pairs, augmentation and dropout."""
     precision: Precision = "auto"
     """auto: bf16 on a GPU that has it, else fp32."""
@@ -243,15 +260,15 @@ class RunConfig:
     checkpoint_activations: bool = False
     """Compute the activations of E_s and G again in the backward pass instead of keeping them: for small cards, same
     result."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads of each process; 0 leaves torch's choice."""
-    log_every: int = 50
+    log_every: Count = 50
     """Iterations between two lines of metrics.jsonl and TensorBoard."""
-    sample_every: int = 2_000
+    sample_every: Count = 2_000
     """Iterations between two sample grids."""
-    checkpoint_every: int = 2_000
+    checkpoint_every: Count = 2_000
     """Iterations between two checkpoints (the last is kept, and the one before it)."""
-    stop_after: int | None = None
+    stop_after: Count | None = None
     """Save and leave after this iteration of the DG-Net stage (counted from its start), as if interrupted; can be
     resumed."""
 
@@ -260,9 +277,9 @@ class RunConfig:
 class EvalConfig:
     """Test protocol (docs/method.md, section 3)."""
 
-    alpha: float = 0.5
+    alpha: Weight = 0.5
     """Weight of the fine-grained cosine beside the primary one."""
-    eval_batch_size: int = 64
+    eval_batch_size: BatchSize = 64
     """Images per forward pass of an evaluation."""
 
 
@@ -292,7 +309,6 @@ class Config:
 
 
 MAKE_THEIR_OWN = ("quickstart", "showcase")  # presets that need no data set
-TEACHER_IMAGES = 4  # two samples, one of each stream, give the teacher each image and its positive
 
 
 def check(config: Config) -> None:
@@ -303,56 +319,35 @@ def check(config: Config) -> None:
     Raises:
         UserError: the first wrong number, by its flag.
     """
-    data, optim, teaching, run = config.data, config.optim, config.teaching, config.run
-    for name in ("image_height", "image_width"):
-        side = getattr(data, name)
-        _expect(
-            side >= 48 and side % 16 == 0, name, side, "divisible by 16 and at least 48 (E_s's dilations need that)"
-        )
-    for group, names in (
-        (optim, ("batch_size", "accumulate")),
-        (teaching, ("teacher_batch_size",)),
-        (run, ("log_every", "sample_every", "checkpoint_every")),
-        (data, ("prefetch",)),
-        (config.evaluation, ("eval_batch_size",)),
-    ):
-        for name in names:
-            _expect(getattr(group, name) >= 1, name, getattr(group, name), "at least 1")
-    for group, names in (
-        (optim, ("iterations", "generator_iterations", "clip_gradient")),
-        (teaching, ("teacher_iterations",)),
-        (data, ("padding", "loader_workers")),
-        (run, ("threads",)),
-    ):
-        for name in names:
-            _expect(getattr(group, name) >= 0, name, getattr(group, name), "at least 0")
-    for name in ("mirror_probability", "erase_probability", "structure_jitter"):
-        _expect(0 <= getattr(data, name) <= 1, name, getattr(data, name), "between 0 and 1")
-    confidence = config.loss.teacher_confidence
-    _expect(0 <= confidence <= 1, "teacher_confidence", confidence, "between 0 and 1")
-    _expect(0 <= run.seed < 2**31, "seed", run.seed, "between 0 and 2147483647")
+    check_numbers(config)
+    data, synthetic, model, optim = config.data, config.synthetic, config.model, config.optim
+    shorter = min(data.image_height, data.image_width)
+    # A crop that lies wholly in the border shows nothing of the image, and DALI's resampling crashes on it.
+    expect(data.padding < shorter, "padding", data.padding, f"less than the images' shorter side, {shorter}")
+    scales = (shorter - 1).bit_length() - 2  # D's last map needs 2 pixels a side
+    expect(
+        model.discriminator_scales <= scales,
+        "discriminator_scales",
+        model.discriminator_scales,
+        f"at most {scales} for images whose shorter side is {shorter}",
+    )
+    people = synthetic.synthetic_train_identities + synthetic.synthetic_test_identities
+    expect(people >= 2, "synthetic_test_identities", synthetic.synthetic_test_identities, "two people altogether")
+    few, many = synthetic.synthetic_cameras
+    expect(few <= many, "synthetic_cameras", f"{few} {many}", "the lower number first")
     fits = optim.batch_size % optim.accumulate == 0
-    _expect(fits, "accumulate", optim.accumulate, f"a divisor of --batch-size, which is {optim.batch_size}")
+    expect(fits, "accumulate", optim.accumulate, f"a divisor of --batch-size, which is {optim.batch_size}")
     if optim.batch_norm == "per-stream":  # statistics need two images at least
         least = 2 * optim.accumulate
-        _expect(
+        expect(
             optim.batch_size >= least, "batch_size", optim.batch_size, f"at least {least} with --batch-norm per-stream"
         )
-    size = teaching.teacher_batch_size
-    _expect(
-        size % TEACHER_IMAGES == 0, "teacher_batch_size", size, f"divisible by {TEACHER_IMAGES}, the images of a sample"
-    )
-    _expect(
+    expect(
         data.data_root is not None or config.preset in MAKE_THEIR_OWN,
         "data_root",
         None,
         f"the folder of the data set, which preset {config.preset} needs (without one: {', '.join(MAKE_THEIR_OWN)})",
     )
-
-
-def _expect(fine: bool, name: str, found: object, expected: str) -> None:
-    if not fine:
-        raise UserError(f"--{name.replace('_', '-')} is {found}; expected {expected}")
 
 
 def to_json(config: Any) -> Any:

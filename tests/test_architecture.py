@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom to the top. A room may import rooms below it; of those in one row, none may import another.
 ROWS = (
     ("kernels", "errors", "_rerank"),
-    ("checksums", "files", "free_memory", "launcher"),
+    ("checksums", "files", "free_memory", "launcher", "ranges"),
     ("config", "torchrun_hook", "pedestrians"),
     ("run_directory", "data"),
     ("models",),

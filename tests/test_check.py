@@ -65,6 +65,19 @@ def test_bad_files_are_found_and_named(images, tmp_path, caplog):
     assert "\n" not in warning.message
 
 
+def test_images_of_one_colour_are_found_with_and_without_cache(images, tmp_path):
+    flat = {images[0].with_name(f"flat{i}.png") for i in range(3)}
+    for path, colour in zip(sorted(flat), ("black", "white", (10, 200, 30)), strict=True):
+        Image.new("RGB", (20, 30), colour).save(path)
+    faint = Image.new("RGB", (20, 30))
+    faint.putpixel((3, 4), (10, 10, 10))
+    faint.save(images[0].with_name("faint.png"))
+    paths = [*images, *flat, images[0].with_name("faint.png")]
+    for _ in range(2):
+        found = check(paths, tmp_path / "cache")
+        assert found.flat == flat and not flat & found.bad.keys()
+
+
 def test_second_call_opens_nothing(images, tmp_path, opened):
     first = check(images, tmp_path / "cache")
     assert len(opened) == 15
@@ -131,7 +144,7 @@ def test_cache_that_cannot_be_made(images, tmp_path, caplog):
 
 
 def test_no_images(tmp_path):
-    assert check_images([], tmp_path, tmp_path / "cache") == CheckedImages({}, None, None)
+    assert check_images([], tmp_path, tmp_path / "cache") == CheckedImages({}, frozenset(), None, None)
 
 
 def test_default_cache_dir():

@@ -47,11 +47,10 @@ def test_torchrun_of_other_programs_is_left_alone(tmp_path):
 
 def test_unknown_words():
     assert run("-m", "dgfast.train", "--preset", "mars").returncode == 2
-    with pytest.raises(UserError, match="'trian' is unknown; expected one of train"):
+    with pytest.raises(UserError, match="'trian' is unknown; did you mean train"):
         cli.dispatch(["trian"])
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(UserError, match="--no-such-flag is no flag of dgfast train"):
         train.parse(["--no-such-flag"])
-    assert caught.value.code == 2
 
 
 def test_help_teaches(capsys):
@@ -59,8 +58,6 @@ def test_help_teaches(capsys):
     listed = capsys.readouterr().out
     assert all(name in listed for name in cli.COMMANDS)
     for name in cli.COMMANDS:
-        if name == "doctor":
-            continue
         with pytest.raises(SystemExit) as caught:
             cli.dispatch([name, "--help"])
         assert caught.value.code == 0
@@ -140,13 +137,17 @@ def test_import_reference_refuses(reference, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--image-height", "40"], "--image-height is 40; expected divisible by 16"),
-        (["--image-width", "32"], "--image-width is 32; expected divisible by 16 and at least 48"),
-        (["--teacher-batch-size", "6"], "--teacher-batch-size is 6; expected divisible by 4"),
-        (["--batch-size", "0"], "--batch-size is 0; expected at least 1"),
-        (["--iterations", "-3"], "--iterations is -3; expected at least 0"),
+        (["--image-height", "40"], "--image-height is 40; expected a number from 48 to 4096, divisible by 16"),
+        (["--image-width", "32"], "--image-width is 32; expected a number from 48 to 4096"),
+        (["--teacher-batch-size", "6"], "--teacher-batch-size is 6; expected a number from 4 to 65536, divisible by 4"),
+        (["--batch-size", "0"], "--batch-size is 0; expected a number from 1"),
+        (["--iterations", "-3"], "--iterations is -3; expected a number from 0"),
         (["--seed", "-1"], "--seed is -1"),
         (["--preset", "market1501"], "--data-root is None; expected the folder of the data set"),
+        (
+            ["--padding", "48", "--image-width", "48"],
+            "--padding is 48; expected less than the images' shorter side, 48",
+        ),
         (["--backbone", "vit"], "backbone 'vit' is unknown"),
         (["--modulation", "plane", "--decoder-blocks", "3", "--parts", "2"], "does not divide"),
         (["--backbone-weights", "/nowhere/w.pth"], "does not exist"),

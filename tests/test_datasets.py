@@ -10,6 +10,7 @@ from PIL import Image
 from dgfast.config import DatasetName
 from dgfast.data.datasets import layouts
 from dgfast.data.datasets.load import load_reid
+from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
 
 
@@ -19,7 +20,9 @@ def put(root: Path, *names: str) -> Path:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix in (".jpg", ".png"):
-            Image.new("RGB", (4, 8), (len(name), 80, 20)).save(path)
+            image = Image.new("RGB", (4, 8), (len(name), 80, 20))
+            image.paste((255, 255, 255), (0, 0, 2, 2))
+            image.save(path)
         else:
             path.touch()
     return root
@@ -233,6 +236,22 @@ def test_every_kind_of_the_configuration_has_a_reader():
     assert {"auto", *layouts._READERS} == {"auto", *layouts._WRAPPERS} == set(get_args(DatasetName))
 
 
+@pytest.mark.parametrize(
+    ("query", "gallery", "reason"),
+    [
+        ([], [], "0 query and 0 gallery images; scores need some of each: add the folders"),
+        ([(1, 1)], [(1, 1), (2, 1)], "all query and gallery images are of one camera"),
+        ([(1, 1)], [(1, 1), (2, 2)], "none of the 1 queries has an image of the same person by another camera"),
+        ([(1, 1)], [(2, 2), (0, 2), (-1, 2)], "none of the 1 queries has an image of the same person"),
+        ([(1, 1), (3, 1)], [(1, 2)], ""),
+    ],
+)
+def test_what_cannot_be_scored_says_why(query, gallery, reason):
+    sides = [tuple(Record(Path(f"{i}.jpg"), *one) for i, one in enumerate(side)) for side in (query, gallery)]
+    found = ReidData("own", Path(), (), *sides).why_no_scores()
+    assert found.startswith(reason) and bool(found) == bool(reason)
+
+
 def test_wrong_root(tmp_path, load):
     put(tmp_path, "here.txt", "data/readme.txt")
     with pytest.raises(UserError, match="nowhere does not exist; found data, here.txt in"):
@@ -282,6 +301,18 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, load, caplog):
     assert people(data.train) == [(2, 6), (7, 2)]
     assert [r.message for r in caplog.records if "0002_c1s1_000451_03.jpg (the file is empty)" in r.message]
     assert "- 1 unreadable images left out" in data.summary()
+
+
+def test_training_images_of_one_colour_are_left_out_and_named(tmp_path, load, caplog):
+    root = put(tmp_path / "Market-1501", *MARKET)
+    for name in ("bounding_box_train/0002_c1s1_000451_03.jpg", "query/0001_c1s1_001051_00.jpg"):
+        Image.new("RGB", (4, 8)).save(root / name)
+    with caplog.at_level(logging.WARNING, "dgfast"):
+        data = load(root)
+    assert len(data.train) == 2 and len(data.query) == 2  # an evaluation needs every image
+    assert "1 training images of one colour left out" in data.notes
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "1 training images show one colour alone" in warning and "0002_c1s1_000451_03.jpg" in warning
 
 
 def test_split_without_a_sound_image(tmp_path, load):

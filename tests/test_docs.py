@@ -481,7 +481,7 @@ def test_the_map_names_what_the_files_hold():
 def test_flags_exist():
     flags = flags_of({file: source for file, source in PYTHON.items() if not file.startswith("tests/")})
     assert {"--batch-size", "--no-start-from-teacher", "--lambda", "--benchmark", "--size"} <= flags
-    others = {"--help"} | {flag for words in OTHER_PROGRAMS.values() for flag in words.split()}
+    others = {"--help", "--version"} | {flag for words in OTHER_PROGRAMS.values() for flag in words.split()}
     report("flags", unknown_flags(PROSE, flags | others))
 
 

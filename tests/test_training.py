@@ -199,11 +199,46 @@ def test_non_finite_loss_names_itself_and_keeps_the_last_good_checkpoint(market,
         return losses | {"cycle": losses["cycle"] * float("nan")} if len(calls) == 3 else losses
 
     monkeypatch.setattr(objectives, "generator_losses", broken)
-    with pytest.raises(Diverged, match="iteration 2: loss g/cycle is not finite"):
+    with pytest.raises(Diverged, match="iteration 2: loss g/cycle is not finite") as caught:
         run.train()
+    loader = run.loader(2)(0)
+    shown = {file for iteration in (1, 2) for file in loader.images_of(iteration)}
+    assert shown and all(str(file) in str(caught.value) for file in shown)
     _, state = checkpoint.latest(tmp_path / "run" / "checkpoints", "dgnet")
     assert state["iteration"] == 2
     assert all(torch.isfinite(v).all() for v in state["networks"].values())
+
+
+@pytest.mark.slow
+def test_a_folder_of_one_camera_is_trained_on_and_says_before_why_there_is_no_table(tmp_path, capsys, monkeypatch):
+    root = tmp_path / "own"
+    for image in tiny.market(tmp_path / "market").rglob("*.jpg"):
+        split = {"bounding_box_train": "train", "bounding_box_test": "gallery"}.get(image.parent.name, "query")
+        target = root / split / image.name[:4] / f"{image.stem[-9:]}{image.name[5:7]}{split}.jpg".replace("_", "")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(image.read_bytes())
+    honest = Trainer.train
+
+    def train_after_the_word(self):
+        assert "without a table of scores: all query and gallery images are of one camera" in capsys.readouterr().err
+        return honest(self)
+
+    monkeypatch.setattr(Trainer, "train", train_after_the_word)
+    config = tiny.config(root, tmp_path, dataset="folder", iterations=1, teacher_iterations=1)
+    train.main(tiny.flags(config))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["no_scores"].startswith("all query and gallery images are of one camera") and "scores" not in report
+    assert (tmp_path / "run" / "swaps.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_black_image_does_not_end_a_run(tmp_path):
+    root = tiny.market(tmp_path / "market")
+    first = min((root / "bounding_box_train").iterdir())
+    Image.new("RGB", (48, 48)).save(first, quality=90)
+    config = tiny.config(root, tmp_path, iterations=16, milestones=(), structure_blocks=4, teacher_iterations=2)
+    train.main(tiny.flags(config))
+    assert (tmp_path / "run" / "report.json").is_file()
 
 
 def test_bf16_and_fp16_train(market, tmp_path):

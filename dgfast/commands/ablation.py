@@ -4,16 +4,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import tyro
+from typing import Annotated
 
 from dgfast.ablation import Group, Row, Run, bars, chosen, plan, read_results, summary, table, work
+from dgfast.commands.command_line import read
 from dgfast.commands.sources import open_data
 from dgfast.commands.train import preset_of
 from dgfast.config import Config, check
 from dgfast.errors import UserError
 from dgfast.files import write_json, write_png, write_text
 from dgfast.pedestrians import generate
+from dgfast.ranges import Between, Seed, expect
 from dgfast.training.distributed import Workers
 
 HELP = """The ablation: many small runs that differ in one thing, and a table of what each thing is worth.
@@ -42,11 +43,11 @@ class Command:
     """Rows by their names; those that they are compared with come by themselves. Default: all."""
     groups: tuple[Group, ...] = ()
     """Groups of rows."""
-    seeds: tuple[int, ...] = (1, 2)
+    seeds: tuple[Seed, ...] = (1, 2)
     """Seeds of the runs."""
-    jobs: int = 2
+    jobs: Annotated[int, Between(1, 1024)] = 2
     """Runs side by side."""
-    minutes: float | None = None
+    minutes: Annotated[float, Between(0, 1_000_000)] | None = None
     """Begin no run after so many minutes."""
     keep: bool = False
     """Keep the checkpoints of finished runs."""
@@ -96,18 +97,11 @@ def parse(argv: list[str]) -> Command:
         what to do.
     Raises:
         UserError: a setting that no run can have, or that the queue sets itself.
-        SystemExit: --help, or flags that do not exist.
+        SystemExit: --help.
     """
     preset = preset_of(argv)
     default = replace(preset, run=replace(preset.run, out=Path("ablation"), threads=1))
-    command = tyro.cli(
-        Command,
-        args=argv,
-        default=Command(default),
-        prog="dgfast ablation",
-        description=HELP,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    command = read(Command, argv, prog="dgfast ablation", description=HELP, default=Command(default))
     config = command.config
     check(config)
     for part in ("run", "teaching"):
@@ -117,10 +111,7 @@ def parse(argv: list[str]) -> Command:
                 raise UserError(
                     f"--{name.replace('_', '-')} is {given}; expected none: the queue gives every run its own (--seeds)"
                 )
-    if command.jobs < 1:
-        raise UserError(f"--jobs is {command.jobs}; expected at least 1")
-    if config.run.threads < 1:
-        raise UserError(f"--threads is {config.run.threads}; expected at least 1, the threads of each run")
+    expect(config.run.threads >= 1, "threads", config.run.threads, "at least 1, the threads of each run")
     return command
 
 

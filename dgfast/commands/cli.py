@@ -1,8 +1,10 @@
 """`dgfast COMMAND`: finds the command's module and runs its `main`."""
 
 import importlib
+import importlib.metadata
 import sys
 
+from dgfast.commands.command_line import meant
 from dgfast.errors import UserError
 from dgfast.launcher import run
 
@@ -38,7 +40,11 @@ def dispatch(argv: list[str]) -> None:
         for name, (_, purpose) in COMMANDS.items():
             print(f"  {name:<18}{purpose}")
         return
+    if argv[0] == "--version":
+        print(f"dgfast {importlib.metadata.version('dgfast')}")
+        return
     if argv[0] not in COMMANDS:
-        raise UserError(f"command {argv[0]!r} is unknown; expected one of {', '.join(COMMANDS)}")
+        known = ", ".join(COMMANDS)
+        raise UserError(f"command {argv[0]!r} is unknown;{meant(argv[0], COMMANDS)} expected one of {known}")
     module, _ = COMMANDS[argv[0]]
     importlib.import_module(f"dgfast.commands.{module}").main(argv[1:])

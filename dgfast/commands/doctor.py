@@ -4,11 +4,14 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from dgfast.commands.command_line import read
 from dgfast.config import PRESETS
 from dgfast.data.datasets.check import default_cache_dir
 from dgfast.data.loaders.choose import choose_loader
@@ -17,13 +20,23 @@ from dgfast.models import DGNet
 from dgfast.models.backbones import imagenet_file
 from dgfast.models.structure import grey
 
+HELP = """Say what this machine offers dgfast, and what is missing; one line a fact."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line says: nothing, as there are no flags."""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Print one line a fact.
 
     Args:
-        argv: not read: the command has no flags.
+        argv: no flags but --help; None takes those of the process.
+    Raises:
+        UserError: a flag.
     """
+    read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast doctor", description=HELP)
     for name, value in facts().items():
         print(f"{name:<18}{value}")
 

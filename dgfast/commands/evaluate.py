@@ -9,12 +9,14 @@ from typing import Annotated
 import tyro
 
 from dgfast import run_directory
+from dgfast.commands.command_line import read
 from dgfast.commands.sources import open_data
 from dgfast.config import DatasetName, EvalConfig, LoaderName, Variant
 from dgfast.data import load_reid
 from dgfast.errors import UserError
 from dgfast.files import require_writable, write_json
 from dgfast.models.dgnet import load_model
+from dgfast.ranges import BatchSize, Count, Share, Threads, Weight
 from dgfast.retrieval import Reranking
 from dgfast.retrieval.evaluation import evaluate, table
 from dgfast.retrieval.features import FeatureSettings
@@ -45,21 +47,21 @@ class Command:
     """Layout of the folder; auto looks at what is there."""
     variant: Variant = "labeled"
     """Boxes of CUHK03-NP."""
-    alpha: float = EvalConfig.alpha
+    alpha: Weight = EvalConfig.alpha
     """Weight of the fine-grained cosine in the score."""
-    eval_batch_size: int = EvalConfig.eval_batch_size
+    eval_batch_size: BatchSize = EvalConfig.eval_batch_size
     """Images per forward pass."""
     loader: LoaderName = "auto"
     """What decodes and resizes images; auto: DALI where it works, else torchvision."""
-    loader_workers: int = 2
+    loader_workers: Threads = 2
     """Threads (DALI) or processes (torchvision) that read images."""
     rerank: bool = False
     """Score every feature a second time, re-ranked by k-reciprocal neighbours."""
-    k1: int = Reranking.k1
+    k1: Count = Reranking.k1
     """Re-ranking: neighbours among which reciprocity is sought."""
-    k2: int = Reranking.k2
+    k2: Count = Reranking.k2
     """Re-ranking: neighbours averaged over."""
-    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = Reranking.lambda_
+    lambda_: Annotated[Share, tyro.conf.arg(name="lambda")] = Reranking.lambda_
     """Re-ranking: weight of the original distance, 0 to 1."""
 
 
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: no such run or data set.
     """
-    command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast eval", description=HELP)
+    command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast eval", description=HELP)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = run_directory.read_config(command.run)
     out = command.out or command.run

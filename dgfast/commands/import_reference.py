@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
 from torch import Tensor
 
 from dgfast import run_directory
+from dgfast.commands.command_line import read
 from dgfast.config import PRESETS
 from dgfast.errors import UserError
 from dgfast.models import DGNet
@@ -48,9 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: a file that cannot be read or is another network's.
     """
-    command = tyro.cli(
-        Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast import-reference", description=HELP
-    )
+    command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast import-reference", description=HELP)
     files = {"gen": command.gen, "id": command.id, "dis": command.dis, "teacher": command.teacher}
     states = {network: _state(network, path) for network, path in files.items() if path is not None}
     if ("gen" in states) != ("id" in states):
@@ -92,7 +90,7 @@ def unwrap(state: dict[str, Any]) -> dict[str, Tensor]:
     """
     while len(state) == 1 and isinstance(next(iter(state.values())), dict):
         state = next(iter(state.values()))
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
 def _fill(model: Any, state: dict[str, Tensor], optional: str) -> Any:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import tyro
 
 from dgfast.commands import train
+from dgfast.commands.command_line import flags, read_some, refuse_unknown
 from dgfast.commands.sources import open_data
 from dgfast.config import MAKE_THEIR_OWN, Config, check
 from dgfast.data.records import Record, ReidData
@@ -16,9 +16,11 @@ from dgfast.errors import UserError
 from dgfast.files import write_json
 from dgfast.profiling.measure import Measurement
 from dgfast.profiling.report import make_report, table
+from dgfast.ranges import expect
 from dgfast.training.distributed import Workers
 from dgfast.training.stages import STAGES
 
+PROG = "dgfast profile"
 HELP = """Measure training: images/s, time by phase, FLOPs and the share of the card's peak, memory, calls and launches.
 
 Nothing is trained or kept. Takes every flag of `dgfast train` beside the ones below (`dgfast train --help`); without
@@ -72,24 +74,17 @@ def parse(argv: list[str]) -> tuple[Measurement, Config]:
     Raises:
         UserError: flags that do not fit; see also `train.parse` and `config.check`.
     """
-    measurement, rest = tyro.cli(
-        Measurement, args=argv, prog="dgfast profile", description=HELP, return_unknown_args=True
-    )
-    config = train.parse(rest, prog="dgfast profile").config
+    own = flags(Measurement)
+    refuse_unknown(argv, [*own, *flags(train.Command)], PROG)
+    measurement, rest = read_some(Measurement, argv, prog=PROG, description=HELP)
+    config = train.parse(rest, PROG, also=own).config
     if measurement.loads_images(config):
         check(config)
     else:  # no folder and no loader is needed, so none is looked for
         check(replace(config, data=replace(config.data, data_root=Path("made-up"))))
         config = replace(config, data=replace(config.data, loader="torchvision"))
-    for flag, value, least in (
-        ("--steps", measurement.steps, 1),
-        ("--warmup-steps", measurement.warmup_steps, 1),
-        ("--max-batch", measurement.max_batch, 2 * STAGES[measurement.stage].batch_unit(config)),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{flag} is {value}; expected at least {least}")
-    if measurement.peak_tflops is not None and not measurement.peak_tflops > 0:
-        raise UserError(f"--peak-tflops is {measurement.peak_tflops}; expected a number above 0")
+    most, least = measurement.max_batch, 2 * STAGES[measurement.stage].batch_unit(config)
+    expect(most is None or most >= least, "max_batch", most, f"at least {least}")
     for flag, file in (("--json", measurement.json), ("--trace", measurement.trace)):
         if file and not (file.parent.is_dir() and os.access(file.parent, os.W_OK) and not file.is_dir()):
             raise UserError(f"{flag} {file} cannot be written; expected a file in a folder that exists and is yours")

@@ -4,14 +4,14 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-import tyro
 
 import dgfast
 from dgfast import run_directory
+from dgfast.commands.command_line import read
 from dgfast.config import Config, DatasetName, LoaderName, Variant
 from dgfast.data import ReidData, evaluation_batches, load_reid
 from dgfast.data.batches import denormalise
@@ -19,6 +19,7 @@ from dgfast.errors import UserError
 from dgfast.files import require_writable, write_json, write_png, write_text
 from dgfast.models import DGNet
 from dgfast.pedestrians import Parameters, SwapTruths, render_truths
+from dgfast.ranges import Between, Seed, Share
 from dgfast.retrieval.owners import owner_scores
 from dgfast.synthesis import dress, lite0, swap_matrix
 from dgfast.synthesis.distances import Distances, Eyes, strangers
@@ -76,13 +77,13 @@ class Command:
 
     run: Path
     """Run directory, model.safetensors, or a folder that `dgfast import-reference` wrote."""
-    swaps: int = 80
+    swaps: Annotated[int, Between(1, 100_000)] = 80
     """True swaps to draw, which takes some five seconds at 128x64; with --data-root: photographs to look at."""
-    seed: int = SEED
+    seed: Seed = SEED
     """Another seed, other people, cameras and scenes."""
-    identities: int = 80
+    identities: Annotated[int, Between(4, 100_000)] = 80
     """People to draw the swaps from: the second half of them."""
-    difficulty: float = 0.25
+    difficulty: Share = 0.25
     """0: all cameras alike; 1: they differ as much as they can."""
     data_root: Path | None = None
     """Folder of a data set of photographs, to be looked at instead of synthetic people."""
@@ -146,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: no such run, or a value is out of range.
     """
-    command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast quality", description=HELP)
+    command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast quality", description=HELP)
     networks, config, folder = _open(command.run)
     eyes = Eyes(lite0.installed(), open_inception(command.inception) if command.inception else None)
     for module in (networks, eyes.lite0, eyes.inception):

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 import tyro
 
+from dgfast.commands.command_line import read
 from dgfast.errors import UserError
 from dgfast.files import replacing, require_writable
+from dgfast.ranges import Count, Share
 from dgfast.retrieval import Reranking, rerank, rerank_topk
 from dgfast.retrieval.neighbours import Metric
 from dgfast.retrieval.reranking import Variant
@@ -35,13 +37,13 @@ class Command:
     out: Path
     """File to write, its folder made if need be: .npy with all distances, or with --topk .npz with arrays `distances`
     and `indices`, [Q, K] each."""
-    topk: int | None = None
+    topk: Count | None = None
     """Only so many best gallery images of each query; for galleries whose [Q, G] fits neither memory nor disk."""
-    k1: int = Reranking.k1
+    k1: Count = Reranking.k1
     """Neighbours among which reciprocity is sought."""
-    k2: int = Reranking.k2
+    k2: Count = Reranking.k2
     """Neighbours averaged over; 1 leaves the average out."""
-    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = Reranking.lambda_
+    lambda_: Annotated[Share, tyro.conf.arg(name="lambda")] = Reranking.lambda_
     """Weight of the original distance, 0 to 1."""
     variant: Variant = Reranking.variant
     """The paper's distances, or their squares, as some toolkits have it."""
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: a file cannot be read or written, or the features do not fit.
     """
-    command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast rerank", description=HELP)
+    command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast rerank", description=HELP)
     suffix = ".npy" if command.topk is None else ".npz"
     if command.out.suffix != suffix:
         raise UserError(
@@ -136,10 +138,12 @@ def _features(path: Path, device: torch.device) -> np.ndarray | torch.Tensor:
         raise UserError(
             f"cannot read {path}: {error.strerror or 'it ends too early'}; {expected}; check the path"
         ) from error
-    except ValueError as error:  # NumPy's own message advises to allow pickles, which could run any code
+    except (ValueError, EOFError) as error:  # NumPy's own message advises to allow pickles, which could run any code
         raise UserError(f"{path} is no file of plain numbers, or is cut short; {expected}") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} holds several arrays; {expected}")
+    if array.ndim == 0:
+        raise UserError(f"{path} holds a single number; {expected}")
     if device.type == "cpu" or array.dtype.kind != "f":
         return array
     return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))).to(device)

@@ -4,11 +4,12 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import tyro
-
+from dgfast.commands.command_line import read
 from dgfast.errors import UserError
 from dgfast.pedestrians import generate
+from dgfast.ranges import Between, Seed, Share, expect
 
 HELP = """Synthetic pedestrians in the layout of Market-1501, with masks of the clothes.
 
@@ -19,6 +20,10 @@ dgfast synth --out pedestrians --identities 40 --seed 1
 dgfast synth --out pedestrians --identities 40 --seed 1 --swap-truth 200      (also the true result of 200 swaps)
 """
 
+MOST = 100_000  # people; identities of distractors are numbered from far behind
+People = Annotated[int, Between(2, MOST)]
+PictureSide = Annotated[int, Between(32, 2048)]
+
 
 @dataclass(frozen=True)
 class Command:
@@ -26,25 +31,25 @@ class Command:
 
     out: Path
     """Folder to write; must not exist yet, or be empty."""
-    identities: int
+    identities: People
     """People altogether; half of them are the training split."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed, other people, cameras and scenes."""
-    difficulty: float = 0.25
+    difficulty: Share = 0.25
     """0: all cameras alike; 1: they differ as much as they can."""
-    test_identities: int | None = None
+    test_identities: Annotated[int, Between(0, MOST)] | None = None
     """People of the query and gallery splits; default: half of all."""
-    images_per_camera: float = 3.0
+    images_per_camera: Annotated[float, Between(0, 100, without=0)] = 3.0
     """Mean number of images of a person in one camera."""
-    distractors: int = 0
+    distractors: Annotated[int, Between(0, 500_000)] = 0
     """Gallery images of nobody in the query split; some junk boxes come with them."""
-    height: int = 256
+    height: PictureSide = 256
     """Pixels."""
-    width: int = 128
+    width: PictureSide = 128
     """Pixels."""
-    workers: int | None = None
+    workers: Annotated[int, Between(1, 1024)] | None = None
     """Processes; default: all cores."""
-    swap_truth: int = 0
+    swap_truth: Annotated[int, Between(0, 100_000)] = 0
     """Swaps to render as the method should generate them: the list is swap_truth/pairs.csv."""
 
 
@@ -56,7 +61,11 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: the folder is not empty, a value is out of range.
     """
-    command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast synth", description=HELP)
+    command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast synth", description=HELP)
+    people, testing = command.identities, command.test_identities
+    expect(testing is None or testing <= people, "test_identities", testing, f"at most --identities, which is {people}")
+    testing = people // 2 if testing is None else testing
+    expect(command.swap_truth == 0 or testing >= 2, "swap_truth", command.swap_truth, f"0 with {testing} test people")
     try:
         summary = generate(
             command.out,

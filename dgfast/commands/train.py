@@ -1,16 +1,18 @@
 """`dgfast train`, `torchrun -m dgfast.train`: train, evaluate, leave a table and a picture."""
 
+import itertools
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import tyro
 
 from dgfast import run_directory
+from dgfast.commands.command_line import check_name, read
 from dgfast.commands.quality import SEED, assess, truth_parameters
 from dgfast.commands.sources import open_data
 from dgfast.config import PRESETS, Config, check
@@ -75,6 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         data = open_data(config, workers)
         if workers.first:
             print(data.summary())
+            if reason := data.why_no_scores():
+                say(f"the run will end without a table of scores: {reason}")
             if resumed:
                 _check_data(data, resumed)
         trainer = Trainer(config, data, resumed or Path(), workers, Path(torch.hub.get_dir()))
@@ -98,28 +102,24 @@ def main(argv: list[str] | None = None) -> None:
                 run_directory.forget_launch(config)
 
 
-def parse(argv: list[str], prog: str = "dgfast train") -> Command:
+def parse(argv: list[str], prog: str = "dgfast train", also: Iterable[str] = ()) -> Command:
     """Read the command line.
 
     Args:
         argv: flags.
         prog: the command that mistakes in the flags are blamed on.
+        also: further flags of that command.
     Returns:
         what to do: the flags, and for those not given the values of the preset or of the resumed run.
     Raises:
-        UserError: an unknown preset, or a run directory that holds no run.
-        SystemExit: --help, or flags that do not exist.
+        UserError: an unknown preset, a run directory that holds no run; see also `command_line.read`.
+        SystemExit: --help.
     """
     resume = _value_of("--resume", argv)
+    if resume is not None:
+        check_name("resume", resume)
     default = preset_of(argv) if resume is None else run_directory.read_config(Path(resume))
-    return tyro.cli(
-        Command,
-        args=argv,
-        default=Command(default),
-        prog=prog,
-        description=HELP,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    return read(Command, argv, prog=prog, description=HELP, default=Command(default), also=also)
 
 
 def preset_of(argv: list[str]) -> Config:
@@ -132,18 +132,19 @@ def preset_of(argv: list[str]) -> Config:
     """
     preset = _value_of("--preset", argv) or "quickstart"
     if preset not in PRESETS:
-        raise UserError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
+        raise UserError(f"--preset is {preset!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[preset]
 
 
 def _value_of(flag: str, argv: list[str]) -> str | None:
-    """The value of a flag that must be known before the others, since it decides their defaults."""
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.split("=", 1)[1]
-    return None
+    """The value of a flag that must be known before the others, since it decides theirs; the last one counts."""
+    found = None
+    for word, after in itertools.zip_longest(argv, argv[1:]):
+        if word == flag:
+            found = after
+        elif word.startswith(flag + "="):
+            found = word.split("=", 1)[1]
+    return found
 
 
 def _resumed(command: Command, stack: ExitStack) -> Path | None:
@@ -246,13 +247,14 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         "torch": torch.__version__,
     }
     text = ""
-    if data.query and data.gallery:
+    if reason := data.why_no_scores():
+        report["no_scores"] = reason
+        print(f"\n{data.name}: no scores, because {reason}")
+    else:
         result = evaluate(data, networks, teacher, settings)
         report["scores"] = result.scores
         ranking_figure(data.query, data.gallery, result.distances.numpy(), run / "rankings.png")
         text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n"
-    else:
-        print(f"\n{data.name} has no query and gallery: no scores")
     if config.data.data_root is None:
         # Other people than those of the run, whichever seed they were drawn from.
         seed = SEED + (config.synthetic.synthetic_seed == SEED)

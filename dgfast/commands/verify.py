@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from dgfast import run_directory
+from dgfast.commands.command_line import read
 from dgfast.commands.sources import pedestrians_folder
 from dgfast.config import Config, check
 from dgfast.data import load_reid
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         UserError: there is no run.
         SystemExit: with status 1, where something is wrong.
     """
-    command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast verify", description=HELP)
+    command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast verify", description=HELP)
     found = examine(command.run, data=command.data)
     print(json.dumps(found.to_json(), indent=2) if command.json else found.text())
     if found.wrong or found.obstacles:

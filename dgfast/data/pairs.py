@@ -107,8 +107,10 @@ class PairSampler:
     ):
         if len(labels) == 0:
             raise ValueError("labels is empty; expected the identity of at least one image")
-        if batch < 1 or pad < 0 or min(image_size) < 1:
-            raise ValueError(f"batch {batch}, pad {pad}, image_size {image_size}; expected batch, sizes >= 1, pad >= 0")
+        if batch < 1 or not 0 <= pad < min(image_size):  # behind a wider border a crop may show nothing of the image
+            raise ValueError(
+                f"batch {batch}, pad {pad}, image_size {image_size}; expected batch >= 1, pad >= 0 and below both sizes"
+            )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of world_size {world_size}: expected 0 <= rank < world_size")
         if not 0 <= seed < 2**63:

@@ -60,6 +60,28 @@ class ReidData:
         """How many different cameras occur in all splits together."""
         return len({record.camera for split in self._splits().values() for record in split})
 
+    def why_no_scores(self) -> str:
+        """Why no query can be scored, and what to add; "" where at least one can be."""
+        if not self.query or not self.gallery:
+            return (
+                f"{len(self.query)} query and {len(self.gallery)} gallery images; scores need some of each: add the"
+                " folders query/ and gallery/"
+            )
+        cameras: dict[int, set[int]] = {}
+        for record in self.gallery:
+            cameras.setdefault(record.person, set()).add(record.camera)
+        if any(cameras.get(record.person, set()) - {record.camera} for record in self.query):
+            return ""
+        if len({record.camera for record in (*self.query, *self.gallery)}) == 1:
+            return (
+                "all query and gallery images are of one camera, and images of the query's own camera do not count: add"
+                " _c<number> to the names of own images, with another number for each camera"
+            )
+        return (
+            f"none of the {len(self.query)} queries has an image of the same person by another camera in the gallery:"
+            " add such images, or give the same person the same folder or number in query and gallery"
+        )
+
     def summary(self) -> str:
         """A table for people: images, identities and cameras of each split, then the notes."""
         lines = [

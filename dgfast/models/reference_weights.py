@@ -132,7 +132,13 @@ def sizes(states: Mapping[str, StateDict]) -> tuple[ModelConfig, int]:
                 raise UserError(
                     f"--{network} has no entry {classifier!r}: it is not the reference's {network!r} network"
                 )
-            return ModelConfig(), states[network][classifier].shape[0]
+            weight = states[network][classifier]
+            if weight.ndim != 2:
+                raise UserError(
+                    f"--{network}: its entry {classifier!r} has shape {list(weight.shape)}; expected [identities,"
+                    f" length]: it is not the reference's {network!r} network"
+                )
+            return ModelConfig(), weight.shape[0]
     raise UserError(
         "neither --id nor --teacher is given; expected one of them: the number of identities is read from it"
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from dgfast.config import Config, LossConfig, Precision
 from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.data.records import ReidData
+from dgfast.ranges import BatchSize, Between, Count
 from dgfast.training.distributed import Workers
 from dgfast.training.stages import STAGES, Stage
 from dgfast.training.trainer import Trainer
@@ -39,14 +40,14 @@ class Measurement:
 
     stage: Literal["dgnet", "teacher"] = "dgnet"
     """Stage whose iterations are measured."""
-    steps: int = 10
+    steps: Count = 10
     """Iterations that are timed."""
-    warmup_steps: int = 2
+    warmup_steps: Count = 2
     """Iterations before them that are not timed; one more follows, in which operations are counted. With --compile at
     least 8."""
     real_data: bool = False
     """Load images, from --data-root or the built-in pedestrians; implied by --data-root."""
-    peak_tflops: float | None = None
+    peak_tflops: Annotated[float, Between(0, 1_000_000_000, without=0)] | None = None
     """Dense peak of one device in the precision used, TFLOP/s; default: from the table of cards, measured on a CPU."""
     json: Path | None = None
     """File for all figures."""
@@ -54,7 +55,7 @@ class Measurement:
     """File for a Chrome trace of at most three iterations; open it in Perfetto or chrome://tracing."""
     sweep: bool = False
     """Try batch sizes first, find the fastest and the largest that fits, then measure the fastest."""
-    max_batch: int | None = None
+    max_batch: BatchSize | None = None
     """Largest batch size of the sweep; default: what fits on a GPU, 16 on a CPU."""
 
     def loads_images(self, config: Config) -> bool:

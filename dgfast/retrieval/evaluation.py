@@ -74,11 +74,9 @@ def evaluate(
     Raises:
         UserError: query or gallery is empty, no query has a match, or the re-ranking settings do not fit them.
     """
-    if not data.query or not data.gallery:
-        raise UserError(
-            f"{data.root} has {len(data.query)} query and {len(data.gallery)} gallery images; expected some of each"
-        )
-    if reranking is not None:  # before the features are made, which takes longest
+    if reason := data.why_no_scores():  # before the features are made, which takes longest
+        raise UserError(f"{data.root} cannot be scored: {reason}")
+    if reranking is not None:
         reranking.check(len(data.query), len(data.gallery))
     pairs = {(r.person, r.camera) for r in data.query}
     extra = [r for r in (data.multi_query or data.gallery) if (r.person, r.camera) in pairs]

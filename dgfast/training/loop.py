@@ -24,6 +24,8 @@ from .loss_watch import LossWatch
 from .stage_log import StageLog, say
 from .stages import Stage
 
+_NAMED = 40  # images that the message about a loss names
+
 
 class StopRequest:
     """Remembers SIGINT or SIGTERM, so that the iteration is finished and saved first."""
@@ -121,7 +123,8 @@ def run_stage(
                     iteration, names = watch.broken(wait=True) or (iteration, ["(of another process)"])
                     raise Diverged(
                         f"stage {stage.name}, iteration {iteration}: loss {', '.join(names)} is not finite;"
-                        " the last good checkpoint is kept: resume with lower learning rates or --precision fp32"
+                        " the last good checkpoint is kept: resume with lower learning rates or --precision fp32;"
+                        f" if it happens again, look at the images that came last: {_last_images(loader, iteration)}"
                     )
                 if logging:
                     values = watch.latest()
@@ -147,6 +150,14 @@ def run_stage(
         writer.close()
         if log:
             log.close()
+
+
+def _last_images(loader: PairLoader, iteration: int) -> str:
+    """The files of this process's batch, and of the one before it, whose update may have spoilt the weights."""
+    batches = [loader.images_of(i) for i in (iteration, iteration - 1) if i >= 0]
+    files = list(dict.fromkeys(file for batch in batches for file in batch))
+    more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+    return ", ".join(map(str, files[:_NAMED])) + more
 
 
 def _restore(stage: Stage, folder: Path, global_batch: int) -> tuple[Path | None, int]:

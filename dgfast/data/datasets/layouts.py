@@ -160,7 +160,7 @@ def _msmt_list(list_file: Path, folder: Path) -> list[Record]:
             f"{list_file} is missing; found {_found(list_file.parent)}; expected all lists of MSMT17; unpack them all"
         )
     records, missing = [], []
-    for number, line in enumerate(list_file.read_text().splitlines(), start=1):
+    for number, line in enumerate(_lines(list_file), start=1):
         if not line.strip():
             continue
         name, _, person = line.strip().rpartition(" ")
@@ -180,6 +180,11 @@ def _msmt_list(list_file: Path, folder: Path) -> list[Record]:
             "expected every listed image; unpack the archive again"
         )
     return records
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a list. Bytes that are no text stay as they are: a name on the disk may hold any."""
+    return file.read_text("utf-8", errors="surrogateescape").splitlines()
 
 
 def _read_prepared(root: Path, splits: Collection[str], variant: Variant) -> Layout:

@@ -1,13 +1,14 @@
 """Loading a re-identification data set: read its layout, check its images once, keep what can be decoded."""
 
 import logging
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import get_args
 
 from dgfast.config import DatasetName, Variant
 from dgfast.data.datasets import layouts
-from dgfast.data.datasets.check import check_images, default_cache_dir
+from dgfast.data.datasets.check import check_images, default_cache_dir, some
 from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
 
@@ -99,15 +100,26 @@ def _leave_out_bad(
     if checked.smallest and checked.largest:
         sizes = [f"{height} x {width}" for height, width in (checked.smallest, checked.largest)]
         notes.append(f"image sizes (height x width): {' to '.join(sizes)}")
-    if not checked.bad:
+    flat = [record.path for record in records.get("train", ()) if record.path in checked.flat]
+    if flat:
+        # A picture without any contrast has no structure. E_s divides by it, once in every layer, and from there the
+        # gradients grow until nothing is finite. In query and gallery it stays: leaving it out would change the scores.
+        named = some(os.path.relpath(path, root) for path in flat)
+        _log.warning("%s: %d training images show one colour alone and are left out: %s", root, len(flat), named)
+        notes.append(f"{len(flat)} training images of one colour left out")
+    if not checked.bad and not flat:
         return records
     sound = {split: [record for record in found if record.path not in checked.bad] for split, found in records.items()}
+    if flat:
+        sound["train"] = [record for record in sound["train"] if record.path not in checked.flat]
     for split, found in sound.items():
         if records[split] and not found:
             first = records[split][0].path
             raise UserError(
                 f"{root}: not one of the {len(records[split])} {split} images can be read "
-                f"({first}: {checked.bad[first]}); expected sound image files; unpack the archive again"
+                f"({first}: {checked.bad.get(first, 'one colour alone')}); expected sound image files; unpack the "
+                "archive again"
             )
-    notes.append(f"{len(checked.bad)} unreadable images left out")
+    if checked.bad:
+        notes.append(f"{len(checked.bad)} unreadable images left out")
     return sound

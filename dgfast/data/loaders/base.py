@@ -11,7 +11,7 @@ from torch import Tensor
 from dgfast.config import CacheName
 from dgfast.data.batches import PairBatch, class_indices, pair_batch
 from dgfast.data.loaders.encoded import EncodedImages, log_unreadable, memory_limit
-from dgfast.data.pairs import PairSampler, Streams
+from dgfast.data.pairs import PairSampler, Streams, views_of
 from dgfast.data.records import Record
 
 
@@ -56,7 +56,8 @@ class PairLoader(ABC):
         if cache not in get_args(CacheName):
             raise ValueError(f"cache {cache!r}; expected one of {get_args(CacheName)}")
         self.unreadable = {}
-        self._images = EncodedImages([r.path for r in records], sampler.image_size, sampler.same_identity)
+        self._paths = [r.path for r in records]
+        self._images = EncodedImages(self._paths, sampler.image_size, sampler.same_identity)
         self._classes = class_indices(records)
         self._sampler = sampler
         self._workers = workers
@@ -88,6 +89,15 @@ class PairLoader(ABC):
 
         Both are [4 N, 3, H, W] float32 in channels_last, normalised, on `_device`, in the order of `pairs.views_of`.
         """
+
+    def images_of(self, iteration: int) -> list[Path]:
+        """The files of an iteration's pictures, each once; without regard to those that were replaced.
+
+        Args:
+            iteration: any.
+        """
+        views = views_of(self._sampler.batch(iteration))
+        return list(dict.fromkeys(self._paths[index] for index, _ in views))
 
     @abstractmethod
     def close(self) -> None:

@@ -1,0 +1,181 @@
+"""From the words of a command line to a command's dataclass; every mistake in them is one line that names the flag.
+
+tyro reads the words. Flags that do not exist are looked for before, since tyro would first miss what they stand for.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from dgfast.errors import UserError
+from dgfast.ranges import check_numbers, expect, flag
+
+T = TypeVar("T")
+
+_OF_TYRO = ("--help", "--tyro-print-completion", "--tyro-write-completion")
+
+
+def read(
+    kind: type[T],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: T | None = None,
+    also: Iterable[str] = (),
+) -> T:
+    """Read the words of a command line.
+
+    Args:
+        kind: dataclass of the command's flags; the fields of dataclasses in it are flags, too.
+        argv: the words.
+        prog: how the command is called.
+        description: what `--help` says before it lists the flags.
+        default: values of the flags that are not given, in place of the fields' own.
+        also: flags that others have read from these words already; one like them may have been meant.
+    Returns:
+        the flags; every number is within its range.
+    Raises:
+        UserError: an unknown flag, a value that is none, a number out of its range, a flag that is missing.
+        SystemExit: --help.
+    """
+    refuse_unknown(argv, [*flags(kind), *also], prog)
+    found, rest = read_some(kind, argv, prog=prog, description=description, default=default)
+    if rest:
+        raise UserError(f"{rest[0]!r} belongs to no flag; expected flags and their values: {prog} --help lists them")
+    return found
+
+
+def read_some(
+    kind: type[T], argv: Sequence[str], *, prog: str, description: str, default: T | None = None
+) -> tuple[T, list[str]]:
+    """Read those words of a command line that belong to a dataclass.
+
+    Args:
+        kind: see `read`, as for all arguments.
+        argv: see `read`.
+        prog: see `read`.
+        description: see `read`.
+        default: see `read`.
+    Returns:
+        the flags, and the words that belong to none of them.
+    Raises:
+        UserError: see `read`.
+        SystemExit: --help.
+    """
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found, rest = tyro.cli(
+                kind,
+                args=argv,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+                return_unknown_args=True,
+                **options,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{_complaint(said.getvalue())}; {prog} --help explains the flags") from None
+    check_numbers(found)
+    _check_names(found)
+    return found, rest
+
+
+def flags(kind: Any) -> list[str]:
+    """Every flag of a dataclass.
+
+    Args:
+        kind: dataclass of flags; the fields of dataclasses in it are flags, too.
+    """
+    found = []
+    for field in dataclasses.fields(kind):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            found += flags(field.type)
+        else:
+            found.append(flag(field.name))
+            if field.type is bool:
+                found.append("--no-" + found[-1][2:])
+    return found
+
+
+def refuse_unknown(argv: Sequence[str], known: Sequence[str], prog: str) -> None:
+    """Refuse the first word that looks like a flag and is none. No value of a flag may begin with two dashes.
+
+    Args:
+        argv: the words of a command line.
+        known: all flags.
+        prog: how the command is called.
+    Raises:
+        UserError: the unknown flag, with the known one that it is most like.
+    """
+    for word in argv:
+        name = word.partition("=")[0].replace("_", "-")
+        if len(name) > 2 and name.startswith("--") and name not in (*known, *_OF_TYRO):
+            raise UserError(f"{name} is no flag of {prog};{meant(name, known)} {prog} --help lists all")
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """What somebody may have meant, as a part of a message.
+
+    Args:
+        word: what was written.
+        known: what could have been.
+    Returns:
+        " did you mean ...?", or nothing where no known word is like it.
+    """
+    like = difflib.get_close_matches(word, list(known), n=1)
+    return f" did you mean {like[0]}?" if like else ""
+
+
+def check_name(field: str, name: Path | str) -> None:
+    """Refuse a name that no file system takes; 200 bytes leave room for what is added while a file is written.
+
+    Args:
+        field: that holds the name.
+        name: a path.
+    Raises:
+        UserError: the path, or a name in it, is too long.
+    """
+    path = os.fsencode(name)
+    fits = len(path) <= 2000 and all(len(part) <= 200 for part in path.split(b"/"))
+    expect(fits, field, f"{str(name)[:40]}...", "at most 200 bytes for each name in a path")
+
+
+def _check_names(settings: Any) -> None:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_names(value)
+        elif isinstance(value, (Path, str)):
+            check_name(field.name, value)
+
+
+def _complaint(box: str) -> str:
+    """What tyro complains of: the first of the parts, between rules, of its text in a box.
+
+    Where the terminal has no lines to draw with, the box is a title and rules of dashes.
+    """
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        words = line.strip("│ ")
+        if not words.strip("─-") or words[0] in "╭╰":
+            parts.append([])
+        else:
+            parts[-1].append(words)
+    title, *others = [part for part in parts if part]
+    part = title if box.startswith("╭") else others[0]
+    if part[0].startswith("Missing from"):
+        missing = [line for line in part if line.startswith("--")]
+        return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+    return " ".join(part).rstrip(".")
