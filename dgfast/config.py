@@ -331,6 +331,12 @@ def check(config: Config) -> None:
     confidence = config.loss.teacher_confidence
     _expect(0 <= confidence <= 1, "teacher_confidence", confidence, "between 0 and 1")
     _expect(0 <= run.seed < 2**31, "seed", run.seed, "between 0 and 2147483647")
+    _expect(
+        optim.accumulate == 1 or run.compile != "reduce-overhead",
+        "accumulate",
+        optim.accumulate,
+        "1 with --compile reduce-overhead, whose CUDA graphs overwrite what an earlier part made",
+    )
     fits = optim.batch_size % optim.accumulate == 0
     _expect(fits, "accumulate", optim.accumulate, f"a divisor of --batch-size, which is {optim.batch_size}")
     if optim.batch_norm == "per-stream":  # statistics need two images at least

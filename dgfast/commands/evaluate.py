@@ -20,6 +20,7 @@ from dgfast.retrieval.evaluation import evaluate, table
 from dgfast.retrieval.features import FeatureSettings
 from dgfast.retrieval.visualise import ranking_figure
 from dgfast.training.distributed import Workers
+from dgfast.training.precision import allow_tf32
 
 HELP = """Score a model by the Market-1501 protocol: CMC 1/5/10, mAP by both definitions, single and multi query.
 
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     command = tyro.cli(Command, args=sys.argv[1:] if argv is None else argv, prog="dgfast eval", description=HELP)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = run_directory.read_config(command.run)
+    allow_tf32(config.run.tf32)  # as where the run's own table was made
     with Workers() as workers:
         if command.data_root is None:
             data = open_data(config, workers)
