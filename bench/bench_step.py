@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the restatement is the tests'
+sys.path.insert(0, str(Path(__file__).parent.parent))  # as a script, too: the restatement is the tests'
 
 from dgfast.config import Config, LossConfig, OptimConfig
 from dgfast.data.batches import PairBatch, StreamBatch
@@ -54,6 +54,8 @@ def run(way: str, precision: str, samples: int, size: tuple[int, int], steps: in
     torch.manual_seed(0)
     workers = Workers()
     config = Config(optim=OptimConfig(batch_size=samples), loss=LossConfig())
+    # Before either step: it also forbids TF32, which torch by itself allows convolutions on a GPU.
+    formats = MixedPrecision(precision, workers.device, tf32=False)
     networks, teacher = DGNet(config.model, CLASSES), make_teacher(config.model, CLASSES).eval()
     form = torch.contiguous_format if way == "naive" else torch.channels_last
     networks, teacher = (n.to(workers.device, memory_format=form) for n in (networks, teacher))
@@ -76,7 +78,7 @@ def run(way: str, precision: str, samples: int, size: tuple[int, int], steps: in
             )
 
     else:
-        stage = DGNetStage(networks, teacher, config, workers, MixedPrecision(precision, workers.device, tf32=False))
+        stage = DGNetStage(networks, teacher, config, workers, formats)
 
         def step() -> None:
             stage.step(batch, WARM)

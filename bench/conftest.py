@@ -1,7 +1,12 @@
 """`pytest bench/ --benchmark` times; without the flag each case runs once, as a check of its result."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # `bench.timing`, and the tests' restatement of the step
 
 
 def pytest_addoption(parser):

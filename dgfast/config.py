@@ -335,6 +335,12 @@ def check(config: Config) -> None:
     expect(people >= 2, "synthetic_test_identities", synthetic.synthetic_test_identities, "two people altogether")
     few, many = synthetic.synthetic_cameras
     expect(few <= many, "synthetic_cameras", f"{few} {many}", "the lower number first")
+    expect(
+        optim.accumulate == 1 or config.run.compile != "reduce-overhead",
+        "accumulate",
+        optim.accumulate,
+        "1 with --compile reduce-overhead, whose CUDA graphs overwrite what an earlier part made",
+    )
     fits = optim.batch_size % optim.accumulate == 0
     expect(fits, "accumulate", optim.accumulate, f"a divisor of --batch-size, which is {optim.batch_size}")
     if optim.batch_norm == "per-stream":  # statistics need two images at least

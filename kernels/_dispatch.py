@@ -67,6 +67,15 @@ def takes_triton(operation: str, impl: str, tensors: Sequence[Tensor], reason: s
     return False
 
 
+def on_device_of(x: Tensor) -> torch.cuda.device:
+    """Make the device of a tensor the current one, on which Triton launches, within the context.
+
+    Args:
+        x: a tensor that the kernel takes; one on the CPU, as the interpreter takes it, changes nothing.
+    """
+    return torch.cuda.device(x.device if x.is_cuda else -1)
+
+
 def obstacle(tensors: Sequence[Tensor], any_device: bool) -> str | None:
     """Name what keeps every kernel from these tensors.
 

@@ -34,7 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._dispatch import count
+from ._dispatch import count, on_device_of
 from ._pixels import merge, place, reflected, welford
 from ._stripes import (
     striped_plane_backward,
@@ -613,7 +613,8 @@ def forward(
     # Where there are stripes, the rows decide which tilings there are.
     rows = (h, stripes) if stripes else ()
     call = ("forward", x.dtype, c, (h * w).bit_length(), n.bit_length(), pad, per_sample, residual is None, *rows)
-    run_fastest(x.device, call, _candidates(x, stripes, per_sample, False), run)
+    with on_device_of(x):
+        run_fastest(x.device, call, _candidates(x, stripes, per_sample, False), run)
     return out, mean, rstd
 
 
@@ -714,7 +715,8 @@ def backward(
     # Where there are stripes, the rows decide which tilings there are.
     rows = (h, stripes) if stripes else ()
     call = ("backward", x.dtype, c, (h * w).bit_length(), n.bit_length(), pad, per_sample, residual_dtype, *rows)
-    run_fastest(x.device, call, _candidates(x, stripes, per_sample, True), run)
+    with on_device_of(x):
+        run_fastest(x.device, call, _candidates(x, stripes, per_sample, True), run)
     return dx, dscale, dbias, dresidual
 
 

@@ -40,7 +40,9 @@ class _Reflect(Function):
     def forward(ctx: Any, x: Tensor, pad: int) -> Tensor:
         ctx.pad = pad
         if not x.is_cuda:
-            return F.pad(x, (pad,) * 4, mode="reflect")
+            # Autocast on a CPU would pad in fp32, and the next convolution would convert every value back.
+            with torch.autocast("cpu", enabled=False):
+                return F.pad(x, (pad,) * 4, mode="reflect")
         n, c, h, w = x.shape
         out = torch.empty(
             (n, c, h + 2 * pad, w + 2 * pad), dtype=x.dtype, device=x.device, memory_format=torch.channels_last

@@ -37,7 +37,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._dispatch import takes_triton
+from ._dispatch import on_device_of, takes_triton
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
@@ -660,7 +660,7 @@ def _scale(gradients: Sequence[Tensor], units: Sequence[float], factor: Tensor) 
     def kind(i: int) -> tuple[str, bool]:
         return str(gradients[i].dtype), gradients[i].data_ptr() % 16 == 0
 
-    with _device(factor):
+    with on_device_of(factor):
         for a in range(0, len(gradients), PAIRS_A_LAUNCH):
             order = sorted(range(len(gradients))[a : a + PAIRS_A_LAUNCH], key=kind)
             starts = _starts([triton.cdiv(gradients[i].numel(), TILE // gradients[i].itemsize) for i in order])
@@ -680,11 +680,6 @@ def _scale(gradients: Sequence[Tensor], units: Sequence[float], factor: Tensor) 
                 TILE=TILE,
                 num_warps=4,
             )
-
-
-def _device(x: Tensor) -> torch.cuda.device:
-    """The device to launch on; of a CPU tensor, which only the interpreter takes, none."""
-    return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
 # ---------------------------------------------------------------- custom operator and its derivative
@@ -726,7 +721,7 @@ def _l1_kl(
         kl = _Divergence(student_logits, label, gradients[-1] if needs[-1] else None, kl_weight)
     some = _some(predictions, student_logits)
     total, terms = _results(some, len(pairs) + (kl is not None))
-    with _device(some):
+    with on_device_of(some):
         for i in range(0, max(1, len(pairs)), PAIRS_A_LAUNCH):
             group = pairs[i : i + PAIRS_A_LAUNCH]
             last = i + PAIRS_A_LAUNCH >= len(pairs)

@@ -1,5 +1,6 @@
 """What several test files share, and which tests see a GPU."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -27,6 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
     asked = [Path(word.split("::")[0]).resolve() for word in config.args]
     if not all(path.is_relative_to(GPU_TESTS) for path in asked):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # torch.compile describes every tensor that it sees to a logger that nobody reads; pytest would keep all of it, and
+    # a compilation would take ten times as long.
+    logging.getLogger("torch.__trace").disabled = True
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""What a piece of work costs, without a clock: floating-point operations and ATen calls, by network."""
+"""What a piece of work costs, without a clock: floating-point operations and ATen calls, by network; its filters."""
 
 import bisect
 from collections import Counter
@@ -97,3 +97,26 @@ class Cost(TorchDispatchMode):
             most = ", ".join(f"{name} {value}" for name, value in calls.most_common(operators))
             lines.append(f"{part[0]:12s} {part[1]:14s} {flops / 1e9:8.1f} GFLOP {calls.total():6d} calls   {most}")
         return "\n".join([*lines, f"{'total':27s} {self.flops / 1e9:8.1f} GFLOP {self.calls:6d} calls"])
+
+
+class Filters(TorchDispatchMode):
+    """Notes the filter of every convolution within its context, backward passes included.
+
+    Attributes:
+        sizes: (rows, columns) of each.
+        weight_gradients: number of gradients of filters.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: list[tuple[int, ...]] = []
+        self.weight_gradients = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        operator = func._overloadpacket
+        if operator is torch.ops.aten.convolution:
+            self.sizes.append(tuple(args[1].shape[2:]))
+        elif operator is torch.ops.aten.convolution_backward:
+            self.sizes.append(tuple(args[2].shape[2:]))
+            self.weight_gradients += args[10][1]
+        return func(*args, **(kwargs or {}))

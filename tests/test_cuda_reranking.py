@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dgfast import _rerank
-from dgfast.retrieval import backends, rerank, reranking
+from dgfast.retrieval import backends, neighbours, rerank, rerank_blocks, rerank_topk, reranking
 from tests.cuda_on_cpu.extension import Extension
 from tests.cuda_on_cpu.machine import SOURCES, Machine, Reach, Sparse, build, poisoned
 from tests.cuda_on_cpu.oracle import Setting, dense, distances, random_case, symmetric_products, weights
@@ -254,26 +254,58 @@ def _with_room_of(rows: Sparse) -> Sparse:
     return Sparse(rows.offsets, np.empty_like(rows.columns), np.empty_like(rows.values))
 
 
+@pytest.fixture
+def extension(machine, monkeypatch):
+    """`backend_for` gives a CudaBackend whose kernels run in the emulator, once `use` has been called."""
+    extension = Extension(machine)
+
+    def use():
+        monkeypatch.setattr(backends, "_rerank", SimpleNamespace(cuda=extension, on_threads=_rerank.on_threads))
+        monkeypatch.setattr(
+            backends.CudaBackend, "_run", lambda self, step, *arguments: getattr(extension, step)(*arguments, 0)
+        )
+        monkeypatch.setattr(reranking, "backend_for", backends.CudaBackend)
+
+    extension.use = use
+    return extension
+
+
 @pytest.mark.parametrize(
     ("n", "queries", "k1", "k2", "variant"),
     [(150, 20, 20, 6, "zhong"), (77, 76, 13, 1, "squared"), (33, 1, 31, 4, "zhong")],
 )
-def test_cuda_backend(machine, monkeypatch, n, queries, k1, k2, variant):
+def test_cuda_backend(extension, monkeypatch, n, queries, k1, k2, variant):
     """`rerank` as it runs on a GPU, but for the device: blocks, chunks and workspaces as CudaBackend makes them."""
-    extension = Extension(machine)
     features = torch.from_numpy(on_a_grid(n, 24, n // 11))
     setting = {"k1": k1, "k2": k2, "variant": variant}
     expected = rerank(features[:queries], features[queries:], **setting)
-    monkeypatch.setattr(backends, "_rerank", SimpleNamespace(cuda=extension, on_threads=_rerank.on_threads))
+    extension.use()
     monkeypatch.setattr(backends, "_ROWS_A_CALL", 37)
     monkeypatch.setattr(backends.CudaBackend, "tile", (40, 64))
-    monkeypatch.setattr(
-        backends.CudaBackend, "_run", lambda self, step, *arguments: getattr(extension, step)(*arguments, 0)
-    )
-    monkeypatch.setattr(reranking, "backend_for", backends.CudaBackend)
     result = rerank(features[:queries], features[queries:], **setting)
     assert {"nearest_block", "expand_fill", "invert_fill", "jaccard"} <= extension.called
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [None, (256, 96)], ids=["a GPU's tile", "low bands of queries, high ones of others"])
+@pytest.mark.parametrize("queries", [1, 100, 700])
+def test_every_height_of_bands_gives_the_same(extension, monkeypatch, tile, queries):
+    """The tile of a GPU, and bands as a gallery of millions has them; the k best are chosen a few rows at a time."""
+    features = torch.from_numpy(on_a_grid(720, 24, 60))
+    sides = features[:queries], features[queries:]
+    best = rerank_topk(*sides, 9, k1=7, k2=3)
+    expected = rerank(*sides, k1=7, k2=3)
+    extension.use()
+    if tile:
+        monkeypatch.setattr(backends.CudaBackend, "tile", tile)
+        monkeypatch.setattr(neighbours, "_BLOCK_BYTES", 4 * 64 * 720)
+        monkeypatch.setattr(backends, "_SELECTED", 1500)
+    torch.testing.assert_close(rerank(*sides, k1=7, k2=3), expected, rtol=0, atol=1e-6)
+    blocks = torch.cat([block for _, block in rerank_blocks(*sides, k1=7, k2=3)])
+    torch.testing.assert_close(blocks, expected, rtol=0, atol=1e-6)
+    distances, indices = rerank_topk(*sides, 9, k1=7, k2=3)
+    torch.testing.assert_close(distances, best[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(blocks.gather(1, indices), distances, rtol=0, atol=0)
 
 
 def _assert_equal_rows(mine: Sparse, other: Sparse) -> None:

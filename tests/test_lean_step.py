@@ -14,7 +14,7 @@ from dgfast.models.dgnet import make_teacher
 from dgfast.models.layers import kaiming_fan_in
 from dgfast.training.step import discriminator_losses, generator_losses, translate, weights_at
 from tests import naive_step
-from tests.counting import Cost
+from tests.counting import Cost, Filters
 from tests.tiny import MODEL, SIZE
 
 CLASSES = 7
@@ -222,18 +222,32 @@ def test_the_restatement_notices_a_wrong_label():
 IMAGES = 8  # four of each stream
 
 
-@pytest.fixture(scope="module")
-def full_size():
-    """The paper's networks and batch as shapes alone, on the meta device: nothing is computed or stored."""
+def shapes(samples):
+    """The paper's networks and a batch as shapes alone, on the meta device: nothing is computed or stored."""
     with torch.device("meta"):
         networks, teacher = DGNet(ModelConfig(), 751), make_teacher(ModelConfig(), 751).eval()
 
-        def shapes():
-            images = (torch.empty(4, 3, 256, 128).to(memory_format=torch.channels_last) for _ in range(4))
-            return StreamBatch(*images, torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
+        def stream():
+            images = (torch.empty(samples, 3, 256, 128).to(memory_format=torch.channels_last) for _ in range(4))
+            return StreamBatch(*images, *(torch.zeros(samples, dtype=torch.int64) for _ in range(2)))
 
-        batch = PairBatch(shapes(), shapes())
+        batch = PairBatch(stream(), stream())
     return networks.train(), teacher, batch, WEIGHTS["warm"]
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    return shapes(IMAGES // 2)
+
+
+@pytest.mark.parametrize("structure_learns", [True, False], ids=["learns", "judges"])
+def test_no_filter_is_larger_than_9_by_9(structure_learns):
+    """Neither forwards nor backwards, the penalty's second derivative included, at the paper's batch of 8."""
+    things = shapes(8)
+    with Filters() as seen:
+        lean(*things, joint=True, structure_learns=structure_learns)
+    assert len(seen.sizes) > 700
+    assert max(max(size) for size in seen.sizes) <= 9
 
 
 def test_operations_are_counted_as_pytorch_counts_them():

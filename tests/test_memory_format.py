@@ -125,3 +125,14 @@ def test_inside_is_the_inverse_of_a_border():
     (grad,) = torch.autograd.grad(inside(x), x, upstream)
     assert grad.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(grad, torch.nn.functional.pad(upstream, (1,) * 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_border_keeps_autocasts_number_format(dtype):
+    """A CPU's autocast pads in fp32, and the next convolution would convert it back."""
+    x = torch.randn(2, 3, 6, 5).to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype):
+        y = reflect(x, 1)
+    assert y.dtype == dtype
+    (grad,) = torch.autograd.grad(y.float().sum(), x)
+    assert grad.dtype == dtype

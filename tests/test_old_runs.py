@@ -51,7 +51,11 @@ def test_an_old_run_goes_on_where_it_was_stopped(resumed):
 
 
 def test_an_old_run_ends_with_the_weights_that_the_old_version_gave_it(resumed):
-    """Bit for bit on the processor and torch that made the golden; elsewhere products round otherwise."""
+    """Bit for bit on the processor and torch that made the golden; elsewhere products round otherwise.
+
+    D's weight gradients under the penalty are since added up in another order (models/penalised_convolution.py), so its
+    weights agree within rounding.
+    """
     weights = load_file(resumed / "model.safetensors")
     assert weights.keys() == EXPECTED["tensors"].keys()
     norms = {name: float(value.double().norm()) for name, value in weights.items()}
@@ -59,5 +63,10 @@ def test_an_old_run_ends_with_the_weights_that_the_old_version_gave_it(resumed):
         assert norms[name] == pytest.approx(expected["norm"], rel=1e-3, abs=1e-3), name
     if (processor(), torch.__version__) == (EXPECTED["processor"], EXPECTED["torch"]):
         digests = {n: hashlib.sha256(v.numpy().tobytes()).hexdigest()[:16] for n, v in weights.items()}
-        different = [n for n, expected in EXPECTED["tensors"].items() if digests[n] != expected["sha256"]]
+        different = []
+        for name, expected in EXPECTED["tensors"].items():
+            if name.startswith("discriminator."):
+                assert norms[name] == pytest.approx(expected["norm"], rel=1e-6, abs=1e-6), name
+            elif digests[name] != expected["sha256"]:
+                different.append(name)
         assert not different, f"{len(different)} of {len(digests)} differ, first {different[:3]}"

@@ -10,10 +10,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgfast import _rerank
 from dgfast.errors import UserError
-from dgfast.retrieval import Neighbours, RankedHits, nearest, neighbours, rerank, rerank_blocks, rerank_topk, reranking
+from dgfast.retrieval import (
+    Neighbours,
+    RankedHits,
+    backends,
+    nearest,
+    neighbours,
+    rerank,
+    rerank_blocks,
+    rerank_topk,
+    reranking,
+)
 from dgfast.retrieval.backends import CpuBackend, TorchBackend
 
 GOLDEN = Path(__file__).parent / "goldens" / "rerank.npz"
@@ -508,3 +519,77 @@ def test_progress_is_shown(capsys):
     assert "title: nearest" in capsys.readouterr().err
     rerank(*people(16, 20, 150, 32))
     assert capsys.readouterr().err == ""
+
+
+class Questions(TorchDispatchMode):
+    """Counts how often the host asks for a value of the device, and the most memory of one result."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.number += func._overloadpacket is torch.ops.aten._local_scalar_dense
+        made = [t for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, torch.Tensor)]
+        self.largest = max([self.largest, *(t.nbytes for t in made)])
+        return out
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_features_are_made_ready_without_waiting_for_each_part(metric):
+    query, gallery = (torch.from_numpy(side) for side in people(17, 300, 2000, 16))
+    backend = TorchBackend(torch.device("cpu"))
+    backend.chunk = 16 * 64  # 36 parts
+    with Questions() as asked:
+        found = neighbours.make_ready(query, gallery, metric, backend)
+    assert asked.number <= 5
+    expected = neighbours.make_ready(query, gallery, metric, CpuBackend())
+    assert found.scale == expected.scale
+    assert torch.equal(found.values, expected.values) and torch.equal(found.norms, expected.norms)
+
+
+def test_a_gpu_makes_features_ready_in_few_parts():
+    """Of a million images of 1024 values, the host launches 16 parts of 64 thousand images, not 3900 of 256."""
+    assert 2**20 * 1024 / backends.CudaBackend.chunk == 16
+
+
+@pytest.mark.parametrize(("images", "most"), [(19_000, 4), (94_000, 70), (1_000_000, 7_000)])
+def test_a_gpu_gets_large_tiles_of_large_galleries(images, most):
+    """Products of a million images in a few thousand tiles; only bands with queries are low."""
+    backend = backends.CudaBackend(torch.device("meta"))
+    values = torch.empty((images, 1024), device="meta")
+    made = neighbours.Features(values, values[:, 0], 1.0, queries=10_000)
+    tiles = neighbours.Tiles(made, backend)
+    pieces = [
+        (end - start) * block.shape[1]
+        for start, end in tiles.bands(0, images)
+        for _, block in tiles.products((start, end), start)
+    ]
+    assert len(pieces) <= most
+    assert sum(pieces) == tiles.upper_triangle()
+    assert [start for start, _ in tiles.bands(0, images)] == [0, *(end for _, end in tiles.bands(0, images))][:-1]
+    high = [end - start for start, end in tiles.bands(0, images)]
+    assert all(4 * rows * images <= 2**30 for rows, (start, _) in zip(high, tiles.bands(0, 10_000), strict=False))
+
+
+@pytest.mark.parametrize("k", [3, 400])
+def test_the_best_are_chosen_in_little_memory(monkeypatch, k):
+    monkeypatch.setattr(backends, "_SELECTED", 2000)
+    block = torch.randn(70, 400, generator=torch.Generator().manual_seed(0)).round(decimals=1).abs()
+    with Questions() as seen:
+        distances, columns = TorchBackend(torch.device("cpu")).smallest(block, k)
+    assert seen.largest <= max(8 * 2000, 8 * 70 * k)
+    right, order = block.sort(dim=1, stable=True)
+    assert torch.equal(distances, right[:, :k]) and torch.equal(columns, order[:, :k])
+
+
+def test_the_estimate_knows_of_the_selection(monkeypatch):
+    """On a GPU torch selects the k best of each query, in memory that the estimate counts."""
+    sides = [torch.from_numpy(side) for side in people(18, 30, 400, 8)]
+    needed = {}
+    for selected in (2**20, 2**24):
+        monkeypatch.setattr(backends, "_SELECTED", selected)
+        monkeypatch.setattr(reranking, "backend_for", TorchBackend)
+        needed[selected] = reranking._Job(*sides, reranking.Reranking(), "")._bytes_needed()
+    assert needed[2**24] - needed[2**20] == backends._SELECTION_BYTES * (2**24 - 2**20)

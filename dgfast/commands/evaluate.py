@@ -22,6 +22,7 @@ from dgfast.retrieval.evaluation import evaluate, table
 from dgfast.retrieval.features import FeatureSettings
 from dgfast.retrieval.visualise import ranking_figure
 from dgfast.training.distributed import Workers
+from dgfast.training.precision import allow_tf32
 
 HELP = """Score a model by the Market-1501 protocol: CMC 1/5/10, mAP by both definitions, single and multi query.
 
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     config = run_directory.read_config(command.run)
     out = command.out or command.run
     require_writable(out, "pass --out FOLDER" if command.out is None else "pass another --out")
+    allow_tf32(config.run.tf32)  # as where the run's own table was made
     with Workers() as workers:
         if command.data_root is None:
             data = open_data(config, workers)

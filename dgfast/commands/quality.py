@@ -39,6 +39,7 @@ from dgfast.synthesis.quality import (
     table,
     tone_changes,
 )
+from dgfast.training.precision import allow_tf32
 from dgfast.training.samples import spread
 
 HELP = """Compare generated people in other people's clothes with the rendered truth.
@@ -149,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast quality", description=HELP)
     networks, config, folder = _open(command.run)
+    allow_tf32(config.run.tf32)  # as in the table that the run ended with
     eyes = Eyes(lite0.installed(), open_inception(command.inception) if command.inception else None)
     for module in (networks, eyes.lite0, eyes.inception):
         if module:

@@ -98,7 +98,9 @@ def main(argv: list[str] | None = None) -> None:
         _keep_settings(config, run, workers)
         with workers.first_goes_first():
             if workers.first:
-                _report(config, trainer, networks, teacher, time.time() - began)
+                # Not compiled: batches of other sizes, whose results must outlive the next call (see Trainer).
+                with torch.compiler.set_stance("force_eager"):
+                    _report(config, trainer, networks, teacher, time.time() - began)
                 run_directory.forget_launch(config)
 
 

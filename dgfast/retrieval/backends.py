@@ -20,6 +20,8 @@ from dgfast import _rerank
 ZERO_BELOW = 2.0**-20  # as zero_below in csrc/rerank.hpp
 _ROWS_A_CALL = 1 << 14  # images that a sparse step takes in one call
 _PIECE = (256, 512)  # rows and columns of a product that one thread computes
+_SELECTED = 1 << 24  # values among which torch selects at a time
+_SELECTION_BYTES = 6 * 8  # that this takes for each: keys, steps on the way to them, masks, torch's own copy
 _NO_IMAGE = 2**31 - 1  # the place of a list that no image has taken
 # Steps of the CPU path that have code for several instruction sets, and so take the name of one.
 _VECTORISED = ("nearest_block", "distances_block", "expand_fill", "smallest")
@@ -95,6 +97,8 @@ class _Backend:
 
     tile: tuple[int, int]
     """Rows and columns of a block of products."""
+    chunk = 1 << 26
+    """Values of features that are made ready at a time: enough to keep a GPU busy."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -308,6 +312,7 @@ class _ExtensionBackend(_Backend):
 class CpuBackend(_ExtensionBackend):
     """Everything on the CPU."""
 
+    chunk = 1 << 18  # 1 MiB, within the L2 cache
     tile = (1024, 2048)  # with the features of its rows and columns it stays in the last-level cache
 
     def __init__(self, instruction_set: str = ""):
@@ -368,8 +373,8 @@ class TorchBackend(_Backend):
         self._cpu = CpuBackend()
 
     def scratch_bytes(self, queries: int, gallery: int, images: int) -> int:
-        """As `CpuBackend.scratch_bytes`; this memory is the CPU's."""
-        return self._cpu.scratch_bytes(queries, gallery, images)
+        """As `CpuBackend.scratch_bytes`; on the device torch selects in memory of its own."""
+        return max(self._cpu.scratch_bytes(queries, gallery, images), _selection_bytes(gallery))
 
     def start(self, first: int, rows: int, k: int) -> NeighbourLists:
         """As `CpuBackend.start`."""
@@ -383,6 +388,12 @@ class TorchBackend(_Backend):
         self, values: Tensor, row: int, column: int, norms: Tensor, lists: NeighbourLists, symmetric: bool
     ) -> None:
         """As `CpuBackend.nearest_block`."""
+        for first, part in _row_parts(values):
+            self._enter(part, row + first, column, norms, lists, symmetric)
+
+    def _enter(
+        self, values: Tensor, row: int, column: int, norms: Tensor, lists: NeighbourLists, symmetric: bool
+    ) -> None:
         self.distances_block(values, row, column, norms)
         rows = torch.arange(row, row + values.shape[0], device=self.device)
         columns = torch.arange(column, column + values.shape[1], device=self.device)
@@ -465,8 +476,12 @@ class CudaBackend(_ExtensionBackend):
         return (torch.empty(getattr(_rerank.cuda, step)(*sizes), dtype=torch.uint8, device=self.device),)
 
     def scratch_bytes(self, queries: int, gallery: int, images: int) -> int:
-        """As `CpuBackend.scratch_bytes`."""
-        return max(_rerank.cuda.jaccard_workspace(queries, gallery), _rerank.cuda.invert_fill_workspace(images))
+        """As `CpuBackend.scratch_bytes`, and what torch takes to select the best of each query."""
+        return max(
+            _rerank.cuda.jaccard_workspace(queries, gallery),
+            _rerank.cuda.invert_fill_workspace(images),
+            _selection_bytes(gallery),
+        )
 
     def nearest_block(
         self, values: Tensor, row: int, column: int, norms: Tensor, lists: NeighbourLists, symmetric: bool
@@ -551,4 +566,16 @@ def _merge(lists: NeighbourLists, rows: Tensor, keys: Tensor, distances: Tensor)
 
 def _smallest_keys(block: Tensor, k: int) -> tuple[Tensor, Tensor]:
     columns = torch.arange(block.shape[1], device=block.device)
-    return _split(_keys(block, columns).topk(k, dim=1, largest=False, sorted=True)[0])
+    found = [_keys(part, columns).topk(k, dim=1, largest=False, sorted=True)[0] for _, part in _row_parts(block)]
+    return _split(torch.cat(found))
+
+
+def _row_parts(block: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows), so many rows at a time that selecting among them takes no more than `_selection_bytes`."""
+    rows = max(1, _SELECTED // block.shape[1])
+    return zip(range(0, len(block), rows), block.split(rows), strict=True)
+
+
+def _selection_bytes(columns: int) -> int:
+    """The most memory in which torch selects among the values of a block; one row is selected from at once."""
+    return _SELECTION_BYTES * max(_SELECTED, columns)

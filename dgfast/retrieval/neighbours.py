@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,6 @@ Array = np.ndarray | torch.Tensor
 Metric = Literal["euclidean", "cosine"]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_CHUNK = 1 << 18  # values converted at a time: 1 MiB, within the L2 cache
 _SAMPLE = 4096  # rows that the centre of the features is computed from
 _BLOCK_BYTES = 1 << 30  # most memory for the distances of a band of queries to all images
 _COMPARED = 1 << 24  # values in work at a time when distances of given neighbours are computed
@@ -130,14 +130,11 @@ def make_ready(query: Tensor, gallery: Tensor, metric: str, backend: Backend) ->
     """
     n, dims = len(query) + len(gallery), query.shape[1]
     values = torch.empty((n, dims), dtype=torch.float32, device=backend.device)
-    rows = max(1, _CHUNK // dims)
+    rows = max(1, backend.chunk // dims)
     parts = values.split(rows)
-    largest = 0.0
-    for name, side, place in (("query", query, 0), ("gallery", gallery, len(query))):
-        for first in range(0, len(side), rows):
-            part = values[place + first : place + min(first + rows, len(side))]
-            part.copy_(side[first : first + rows])
-            largest = max(largest, _largest(part, name, first))
+    largest = max(
+        _copied(query, values[: len(query)], rows, "query"), _copied(gallery, values[len(query) :], rows, "gallery")
+    )
     if metric == "cosine":
         _normalise(parts, len(query), backend)
         largest = 1.0
@@ -178,11 +175,20 @@ def _lengths(parts: Sequence[Tensor], backend: Backend) -> Tensor:
     return lengths
 
 
-def _largest(part: Tensor, name: str, first: int) -> float:
-    """The largest magnitude of some rows, all finite."""
-    largest = max(abs(float(x)) for x in part.aminmax())  # NaN, where there is one, is both
+def _copied(side: Tensor, values: Tensor, rows: int, name: str) -> float:
+    """Copy a side's features, some rows at a time, and return the largest magnitude; all must be finite.
+
+    The host asks the device once, for all rows together.
+    """
+    both = torch.empty((2, -(-len(side) // rows)), device=values.device)  # the smallest and the largest of each part
+    for i, (part, given) in enumerate(zip(values.split(rows), side.split(rows), strict=True)):
+        part.copy_(given)
+        torch.aminmax(part, out=(both[0, i], both[1, i]))  # NaN, where there is one, is both
+    largest = float(both.abs().max())
     if math.isfinite(largest):
         return largest
+    first = rows * int((~both.isfinite().all(0)).int().argmax())
+    part = values[first : first + rows]
     row = int((~part.isfinite().all(1)).int().argmax())
     kind = "NaN" if part[row].isnan().any() else "infinite values"
     raise UserError(
@@ -218,12 +224,17 @@ class Tiles:
         """
         self._features, self._backend = features, backend
         n = len(features.values)
-        # Rows halve as images double, so that the queries' rows of a tile stay within _BLOCK_BYTES.
-        rows, self.columns = backend.tile
-        while rows > 64 and 4 * rows * n > _BLOCK_BYTES:
-            rows //= 2
-        self.rows = rows
-        self._room = torch.empty(min(rows, n) * min(self.columns, n), device=backend.device)
+        high, self._columns = backend.tile
+        # All products of a band with queries are held at a time (`rerank_blocks`). To stay within _BLOCK_BYTES such
+        # bands are half as high where there are twice as many images. Of the others only a block is held, and low ones
+        # would starve a GPU.
+        low = high
+        while low > 64 and 4 * low * n > _BLOCK_BYTES:
+            low //= 2
+        with_queries = -(-features.queries // low) * low
+        starts = [*range(0, min(with_queries, n), low), *range(with_queries, n, high), n]
+        self._bands = list(pairwise(starts))
+        self._room = torch.empty(min(high, n) * min(self._columns, n), device=backend.device)
 
     def bands(self, first: int, stop: int) -> list[tuple[int, int]]:
         """The bands of rows [start, end) that hold some images.
@@ -232,8 +243,7 @@ class Tiles:
             first: the first of the images.
             stop: the image behind the last.
         """
-        n = len(self._features.values)
-        return [(s, min(s + self.rows, n)) for s in range(first // self.rows * self.rows, stop, self.rows)]
+        return [(start, end) for start, end in self._bands if start < stop and end > first]
 
     def upper_triangle(self) -> int:
         """Products in the blocks on and above the diagonal."""
@@ -252,8 +262,8 @@ class Tiles:
         """
         start, end = band
         x, n = self._features.values, len(self._features.values)
-        for column in range(first_column, n, self.columns):
-            width = min(self.columns, n - column)
+        for column in range(first_column, n, self._columns):
+            width = min(self._columns, n - column)
             values = self._room[: (end - start) * width].view(end - start, width)
             self._backend.multiply(x[start:end], x[column : column + width], values)
             yield column, values
@@ -293,9 +303,9 @@ def nearest_lists(
     n, queries = len(features.values), features.queries
     symmetric, wanted = rows is None, range(n) if rows is None else rows
     lists = backend.start(wanted.start, len(wanted), k)
-    for start in range(wanted.start, wanted.stop, tiles.rows):
-        band = start, min(start + tiles.rows, wanted.stop)
-        for column, values in tiles.products(band, start if symmetric else 0):
+    for first, end in tiles.bands(wanted.start, wanted.stop):
+        start, stop = max(first, wanted.start), min(end, wanted.stop)
+        for column, values in tiles.products((start, stop), start if symmetric else 0):
             backend.nearest_block(values, start, column, features.norms, lists, symmetric)
             if keep is not None and start < queries and column + values.shape[1] > queries:
                 skip = max(0, queries - column)

@@ -342,7 +342,7 @@ class _Job:
     def _bytes_needed(self) -> int:
         n, near = self.queries + self.gallery, max(self.k1 + 1, self.k2)
         rows, columns = self.backend.tile
-        features = n * (4 * self.sides[0].shape[1] + 4)
+        features = n * (4 * self.sides[0].shape[1] + 4) + 4 * min(self.backend.chunk, n * self.sides[0].shape[1])
         tile = rows * columns * 4
         lists = n * near * 12  # distances, indices, and places of reciprocal neighbours
         weights = 2 * 8 * n * min(n, _ENTRIES_A_NEIGHBOUR * near)  # average and invert hold two at a time

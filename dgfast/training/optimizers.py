@@ -119,6 +119,6 @@ def _sgd(
         from apex.optimizers import FusedSGD
 
         return FusedSGD(groups, backbone_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
-    # Not fused: when fp16's loss scale skips the very first step, torch 2.11's fused SGD keeps an uninitialised
-    # momentum.
-    return SGD(groups, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    # All weights in one call of each operation, with the same bits, but not fused: when fp16's loss scale skips the
+    # very first step, torch 2.11's fused SGD keeps an uninitialised momentum.
+    return SGD(groups, momentum=0.9, nesterov=True, weight_decay=weight_decay, foreach=True)

@@ -9,6 +9,16 @@ from dgfast.config import Precision
 from dgfast.errors import UserError
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Say whether this process lets fp32 products on a GPU round to TF32; torch alone would let convolutions do so.
+
+    Args:
+        allowed: of matrix products and convolutions alike.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 class MixedPrecision:
     """Autocast and loss scaling of one run.
 
@@ -28,8 +38,7 @@ class MixedPrecision:
             raise UserError(f"{torch.cuda.get_device_name(device)} has no bf16; use --precision fp16 or fp32")
         self.name = name
         self.device = device
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32
+        allow_tf32(tf32)
         self.scaler = GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:

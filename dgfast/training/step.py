@@ -184,7 +184,7 @@ def discriminator_losses(networks: DGNet, batch: PairBatch, made: Translation, w
         paper, section 3.1, equation 7.
     """
     images = torch.cat([batch.a.image, batch.b.image]).requires_grad_()
-    real_maps = networks.discriminator(images)
+    real_maps = networks.discriminator(images, penalised=bool(weights.r1))
     fakes = torch.cat([made.a.swapped, made.b.swapped]).detach().to(images.dtype)
     fake_maps = networks.discriminator(fakes)
     # One batch holds both streams, so the mean over it is half the sum of the two streams' means.

@@ -177,7 +177,9 @@ class Trainer:
     def _compile(self, *modules: nn.Module) -> None:
         if self.config.run.compile != "off":
             for module in modules:
-                module.compile(mode=self.config.run.compile)
+                # Batches have few sizes (E_a sees 4, 2 or 1 of an iteration's streams at a time), and each is compiled
+                # for itself: a graph for any size is slower, and its CUDA graphs are captured for each size anyway.
+                module.compile(mode=self.config.run.compile, dynamic=False)
 
     def loader(self, batch: int) -> Callable[[int], PairLoader]:
         """Make the function that makes loaders of this process's training batches.
@@ -220,7 +222,10 @@ class Trainer:
         a, b = images.chunk(2)
 
         def picture(iteration: int) -> Tensor:
-            grid = sample_grid(networks, a, b)
+            # Not compiled, since the grid is a batch of another size. And with reduce-overhead each compiled call
+            # without a graph would overwrite what the one before it returned.
+            with torch.compiler.set_stance("force_eager"):
+                grid = sample_grid(networks, a, b)
             write_png(grid.numpy(), self.run / SAMPLES / f"{iteration:08d}.png")
             return grid
 
