@@ -11,11 +11,12 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(path: str | Path) -> "DGNet":
-    """The trained networks of a run directory, a model.safetensors, or an import of reference weights.
+def load(path: str | Path | None = None) -> "DGNet":
+    """The trained networks of a run directory, a model.safetensors, an import of reference weights, or the bundled.
 
     Args:
-        path: run directory (its model.safetensors is taken) or file.
+        path: run directory (its model.safetensors is taken) or file. None: the small model that comes with dgfast,
+            trained on the built-in pedestrians by `--preset showcase`.
     Returns:
         models.DGNet on the CPU, in eval mode: `.structure`, `.appearance`, `.decoder`, `.discriminator`.
     Raises:
@@ -23,9 +24,9 @@ def load(path: str | Path) -> "DGNet":
     """
     # Imported here, so that `import dgfast` is quick.
     from dgfast.models.dgnet import load_model
-    from dgfast.run_directory import MODEL
+    from dgfast.run_directory import BUNDLED, MODEL
 
-    path = Path(path)
+    path = BUNDLED if path is None else Path(path)
     if path.is_dir() and not (path / MODEL).is_file():
         raise UserError(
             f"{path} holds no model.safetensors; expected a finished run: go on with `dgfast train --resume {path}`"

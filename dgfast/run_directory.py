@@ -41,6 +41,7 @@ MODEL = "model.safetensors"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 SAMPLES = "samples"
+BUNDLED = Path(__file__).parent / "bundled"  # the model that comes with dgfast, and its settings
 LATEST = "latest"  # a link beside the run directories to the newest of them
 
 
@@ -62,7 +63,9 @@ def begin(config: Config, name: str, data: Mapping[str, Any]) -> Path:
         return run
     base = config.run.out / f"{config.preset}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
-    return next(run for run in itertools.chain((base,), numbered) if not run.exists() and _make(config, run, data))
+    return next(
+        run for run in itertools.chain((base,), numbered) if not run.exists() and _make(config, run, data, given=False)
+    )
 
 
 def make(config: Config, run: Path, data: Mapping[str, Any] | None = None) -> None:
@@ -75,14 +78,14 @@ def make(config: Config, run: Path, data: Mapping[str, Any] | None = None) -> No
     Raises:
         UserError: it holds another run, or cannot be made.
     """
-    if (run / CONFIG).exists() or not _make(config, run, data):
+    if (run / CONFIG).exists() or not _make(config, run, data, given=True):
         raise UserError(f"run directory {run} holds a run already; expected a new --name, or --resume {run}")
 
 
-def _make(config: Config, run: Path, data: Mapping[str, Any] | None) -> bool:
+def _make(config: Config, run: Path, data: Mapping[str, Any] | None, *, given: bool) -> bool:
     """Make it, unless another process is quicker; whether it was made."""
     try:
-        if run.is_dir():  # it may be the user's, and there may be other files in it
+        if given and run.is_dir():  # it may be the user's, and there may be other files in it
             _fill(config, run, data)
         else:
             with replacing(run) as partial:

@@ -259,7 +259,8 @@ def outcome(words: list[str]) -> str:
     except Begun:
         pass
     except SystemExit as end:
-        return f"status {end.code} without a word" if end.code else ""
+        found = words[0] == "verify" and end.code == 1  # it has said what is wrong with a run
+        return f"status {end.code} without a word" if end.code and not found else ""
     except UserError as error:
         return "" if str(error).strip() and "\n" not in str(error) else f"not one line: {error!r}"
     except Exception as error:

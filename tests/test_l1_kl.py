@@ -161,7 +161,7 @@ def compiled(l1_kl, capability):
                 found.append((name, *resources(lambda: original(*args, **{**options, "warmup": True}))))
 
             patch.setattr(kernel, "run", run)
-        patch.setattr(l1_kl, "_device", lambda x: contextlib.nullcontext())
+        patch.setattr(l1_kl, "on_device_of", lambda x: contextlib.nullcontext())
         patch.setattr(driver, "_active", target)
         yield found
 

@@ -51,6 +51,8 @@ own E_a finds the owner of the clothes. docs/generation.md explains every figure
 
 dgfast quality --run runs/latest
 
+dgfast quality                      (of the small model that comes with dgfast; needs no training)
+
 dgfast quality --run runs/latest --swaps 200 --difficulty 0.5        (more swaps, harder cameras)
 
 dgfast quality --run runs/latest --data-root /data/Market-1501       (photographs: there is no truth; see below)
@@ -76,8 +78,9 @@ BODIES, CLOTHES = 20, 10  # of photographs: people who are dressed, and in how m
 class Command:
     """What the command line says."""
 
-    run: Path
-    """Run directory, model.safetensors, or a folder that `dgfast import-reference` wrote."""
+    run: Path | None = None
+    """Run directory, model.safetensors, or a folder that `dgfast import-reference` wrote. Default: the small model that
+    comes with dgfast."""
     swaps: Annotated[int, Between(1, 100_000)] = 80
     """True swaps to draw, which takes some five seconds at 128x64; with --data-root: photographs to look at."""
     seed: Seed = SEED
@@ -98,7 +101,8 @@ class Command:
     """The Inception weights of FID, as torch-fidelity has them: FID and KID instead of FD-lite0 and KD-lite0."""
     out: Path | None = None
     """File for all figures, as JSON; table and picture stand beside it, as .txt and .png. Default: quality.json in the
-    run directory, or quality-DATASET.json, with a number where that is of another data set."""
+    run directory, or quality-DATASET.json, with a number where that is of another data set; for the bundled model, in
+    the current folder."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +190,8 @@ def _beside_truth(command: Command, networks: DGNet, eyes: Eyes, config: Config,
     """Figures of synthetic people, whose truth is known."""
     if config.data.data_root is None and config.synthetic.synthetic_seed == command.seed:
         raise UserError(
-            f"--seed {command.seed} is that of the people whom {command.run} was trained on; expected people whom it"
-            f" has not seen: pass another --seed"
+            f"--seed {command.seed} is that of the people whom {command.run or 'the model'} was trained on; expected"
+            " people whom it has not seen: pass another --seed"
         )
     parameters = truth_parameters(size, command.swaps, command.seed, command.identities, command.difficulty)
     quality = assess(networks, parameters, config.evaluation.alpha, eyes, progress=True)
@@ -303,8 +307,10 @@ def unit(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / 255
 
 
-def _open(run: Path) -> tuple[DGNet, Config, Path]:
-    """The networks, the settings that they were trained with, and the folder that they lie in."""
+def _open(run: Path | None) -> tuple[DGNet, Config, Path]:
+    """The networks, the settings that they were trained with, and the folder for what is found out about them."""
+    if run is None:
+        return dgfast.load(), run_directory.read_config(run_directory.BUNDLED), Path()
     folder = run if run.is_dir() else run.parent
     if run.is_dir() and not (run / run_directory.MODEL).is_file() and (run / run_directory.TEACHER).is_file():
         raise UserError(
