@@ -35,11 +35,9 @@ STEPS = 30 if DEVICE.type == "cuda" else 2
 rates: dict[str, float] = {}  # images/s of the cases so far
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
+def pictures(folder):
     """Coarse colours and fine noise, 128x64, quality 90: 4 to 5 KB per file, as pictures of real pedestrians have."""
     rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("images")
     found = []
     for place in range(IDENTITIES * IMAGES_EACH):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 6, 3), dtype=np.uint8)).resize(
@@ -50,6 +48,11 @@ def records(tmp_path_factory):
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=90)
         found.append(Record(path, place // IMAGES_EACH, 1))
     return found
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("images"))
 
 
 def loader_of(kind, records, workers=CORES):

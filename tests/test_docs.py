@@ -43,6 +43,8 @@ WRITTEN = {
     "list_val.txt": "of MSMT17",
     "list_query.txt": "of MSMT17",
     "list_gallery.txt": "of MSMT17",
+    "part-NN.json": "what bench/campaign writes",
+    "CARD": "a name to be chosen, in docs/benchmarks.md",
     "sharded.py": "an example in docs/reranking.md",
     "bench_NAME.py": "a name to be chosen, in docs/architecture.md",
     "NAME.py": "the same",

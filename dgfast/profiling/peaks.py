@@ -11,6 +11,8 @@ from dgfast.config import Precision
 # bf16 or fp16 with fp32 accumulation, matrix units in TF32, and fp32 outside them. None: the card has no such units.
 # The words on the left must all occur in the card's name; the first row that fits counts, so the special cards of a
 # family stand before the plain one.
+# Those of A100, H100 and H200 are from the data sheets of these names ("Tensor Core GPU"); the H100's and H200's give
+# the matrix units with sparsity, twice what stands here.
 _CARDS: tuple[tuple[str, float | None, float, float | None, float], ...] = (
     # name, bf16, fp16, tf32, fp32
     ("GB200", 2500, 2500, 1250, 80),

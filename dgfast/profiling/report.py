@@ -96,7 +96,7 @@ def make_report(measurement: Measurement, config: Config, data: ReidData, worker
         "threads": torch.get_num_threads(),
         "precision": precision,
         "tf32": config.run.tf32,
-        "versions": _versions(),
+        "versions": versions(),
         **swept,
     }
 
@@ -197,7 +197,8 @@ def _sweep(measurement: Measurement, config: Config, data: ReidData, workers: Wo
     return stage.with_batch_size(config, best), figures
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Versions of what computes: dgfast, torch, its CUDA (None without a GPU), Python."""
     return {
         "dgfast": importlib.metadata.version("dgfast"),
         "torch": torch.__version__,

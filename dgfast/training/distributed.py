@@ -187,14 +187,15 @@ class Workers:
         """Collect the rows of all processes.
 
         Args:
-            rows: [n_r, D], this process's.
+            rows: [n, D], this process's; of the same shape and dtype in every process.
         Returns:
-            [sum n_r, D] on the CPU, in the order of the ranks, in every process.
+            [n times the number of processes, D] on the CPU, in the order of the ranks, in every process.
         """
+        mine = rows.cpu().contiguous()
         if self.alone:
-            return rows.cpu()
-        parts = [rows.cpu()] * self.world_size
-        dist.all_gather_object(parts, rows.cpu())
+            return mine
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(parts, mine)
         return torch.cat(parts)
 
     def share(self, value: T) -> T:
