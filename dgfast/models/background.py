@@ -5,6 +5,8 @@ guess. With `--background kept` G gives each pixel a fourth value beside red, gr
 change there in other clothes. Where that is little, the pixel of the body's picture is handed through.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,15 @@ from torch import Tensor
 FAINT = 0.09  # a change up to this leaves the body's pixel as it is
 FULL = 0.18  # from this on, the pixel is G's
 SCENE = 0.2  # what a pixel of the scene counts in reconstructions, where one of the clothes counts 1
+
+
+class Change(NamedTuple):
+    """How much a picture changes in other clothes, [N, 1, H, W] each."""
+
+    foretold: Tensor
+    """As G says."""
+    true: Tensor
+    """As it is; without a gradient."""
 
 
 def opacity(change: Tensor) -> Tensor:
@@ -49,14 +60,12 @@ def over(painted: Tensor, bodies: Tensor) -> Tensor:
     return bodies + opacity(painted[:, 3:]) * (painted[:, :3] - bodies)
 
 
-def changes(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """How much the clothes change the pictures of the same bodies: as G foretold in both, and as it is.
+def changes(one: Tensor, other: Tensor) -> Change:
+    """Compare pictures of the same bodies in two kinds of clothes; what G foretold in both is averaged.
 
     Args:
         one: [N, 4, H, W], what G gave for bodies in some clothes.
         other: [N, 4, H, W], the same bodies in other clothes.
-    Returns:
-        foretold and true, [N, 1, H, W] each; the latter has no gradient.
     """
     foretold = (one[:, 3:] + other[:, 3:]) / 2
-    return foretold, (one[:, :3] - other[:, :3]).detach().abs().mean(1, keepdim=True)
+    return Change(foretold, (one[:, :3] - other[:, :3]).detach().abs().mean(1, keepdim=True))

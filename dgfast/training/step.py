@@ -17,7 +17,7 @@ from dgfast.config import LabelStyle, LossConfig
 from dgfast.data.batches import PairBatch
 from dgfast.kernels import l1_kl_loss
 from dgfast.models import DGNet, Teacher
-from dgfast.models.background import changes, emphasis, over
+from dgfast.models.background import Change, changes, emphasis, over
 from dgfast.models.structure import grey
 
 from . import losses
@@ -86,7 +86,7 @@ class Stream(NamedTuple):
     reconstructed: Tensor  # G(s, f)
     reconstructed_positive: Tensor  # G(s, f_positive)
     swapped: Tensor  # G(s of other, f): these clothes on the other stream's bodies
-    change: tuple[Tensor, Tensor] | None = None  # of these bodies by other clothes; see models/background.py
+    change: Change | None = None  # of these bodies by other clothes, where their background is kept
 
 
 class Translation(NamedTuple):
@@ -164,8 +164,9 @@ def reconstruction_losses(networks: DGNet, batch: PairBatch, config: LossConfig,
         f_a, f_b = networks.appearance(positives).code.chunk(2)
     positive, swapped = networks.decoder(s, torch.cat([f_a, f_b, f_b, f_a])).chunk(2)
     changed = changes(positive, swapped)
+    share = emphasis(changed.foretold)
     weight = config.image_weight + config.positive_weight
-    total, (other,) = l1_kl_loss([_beside(positive, images, changed)], [weight])
+    total, (other,) = l1_kl_loss([(_counted(positive, share), _counted(images, share))], [weight])
     change = F.mse_loss(*changed)
     return {"positive": other, "change": change, "total": total + config.change_weight * change}
 
@@ -240,9 +241,14 @@ def generator_losses(
     # summed in one pass at the end, together with the divergence of the primary head.
     l1: dict[str, tuple[float, tuple[Pair, Pair]]] = {}
 
-    # --- Self-identity generation: an image from its own codes, and from the code of its positive (equations 1 and 2)
+    # Of a kept background G's guess at the scene is never seen, so the scene's pixels count little.
+    share_a, share_b = (stream.change and emphasis(stream.change.foretold) for stream in made)
+    wanted_a, wanted_b = _counted(batch.a.image, share_a), _counted(batch.b.image, share_b)
+
     def beside_images(of_a: Tensor, of_b: Tensor) -> tuple[Pair, Pair]:
-        return _beside(of_a, batch.a.image, a.change), _beside(of_b, batch.b.image, b.change)
+        return (_counted(of_a, share_a), wanted_a), (_counted(of_b, share_b), wanted_b)
+
+    # --- Self-identity generation: an image from its own codes, and from the code of its positive (equations 1 and 2)
 
     l1["image"] = weights.image, beside_images(a.reconstructed, b.reconstructed)
     l1["positive"] = weights.positive, beside_images(a.reconstructed_positive, b.reconstructed_positive)
@@ -336,12 +342,9 @@ def generator_losses(
     }
 
 
-def _beside(found: Tensor, image: Tensor, change: tuple[Tensor, Tensor] | None) -> Pair:
-    """A reconstruction and its image. Of a kept background, G's guess at the scene is never seen and counts little."""
-    if change is None:
-        return found, image
-    share = emphasis(change[0])
-    return share * found[:, :3], share * image
+def _counted(images: Tensor, share: Tensor | None) -> Tensor:
+    """RGB times what each pixel counts, [N, 1, H, W]; None: all count alike."""
+    return images if share is None else share * images[:, :3]
 
 
 @torch.no_grad()
