@@ -6,29 +6,23 @@ from typing import TYPE_CHECKING
 from dgfast.errors import UserError
 
 if TYPE_CHECKING:
-    from dgfast.models import DGNet
+    from dgfast.inference import Model
 
-__all__ = ["load"]
+__all__ = ["UserError", "load"]
 
 
-def load(path: str | Path | None = None) -> "DGNet":
-    """The trained networks of a run directory, a model.safetensors, an import of reference weights, or the bundled.
+def load(path: str | Path | None = None) -> "Model":
+    """A trained model: of a run directory, a saved folder, a model.safetensors, reference weights, or the bundled one.
 
     Args:
-        path: run directory (its model.safetensors is taken) or file. None: the small model that comes with dgfast,
-            trained on the built-in pedestrians by `--preset showcase`.
+        path: run directory or folder (its model.safetensors is taken), or file. None: the small model that comes with
+            dgfast, trained on the built-in pedestrians by `--preset showcase`.
     Returns:
-        models.DGNet on the CPU, in eval mode: `.structure`, `.appearance`, `.decoder`, `.discriminator`.
+        inference.Model on the CPU, in eval mode: `.embed` and `.swap` take pictures; `.structure`, `.appearance`,
+        `.decoder`, `.discriminator` are the networks.
     Raises:
-        dgfast.errors.UserError: there is no such model.
+        UserError: there is no such model.
     """
-    # Imported here, so that `import dgfast` is quick.
-    from dgfast.models.dgnet import load_model
-    from dgfast.run_directory import BUNDLED, MODEL
+    from dgfast import inference  # here, so that `import dgfast` is quick
 
-    path = BUNDLED if path is None else Path(path)
-    if path.is_dir() and not (path / MODEL).is_file():
-        raise UserError(
-            f"{path} holds no model.safetensors; expected a finished run: go on with `dgfast train --resume {path}`"
-        )
-    return load_model(path / MODEL if path.is_dir() else path, "dgnet")
+    return inference.load(path)

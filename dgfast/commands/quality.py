@@ -153,7 +153,8 @@ def main(argv: list[str] | None = None) -> None:
         UserError: no such run, or a value is out of range.
     """
     command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast quality", description=HELP)
-    networks, config, folder = _open(command.run)
+    networks = dgfast.load(command.run)
+    config, folder = networks.settings, Path() if command.run is None else networks.folder
     allow_tf32(config.run.tf32)  # as in the table that the run ended with
     eyes = Eyes(lite0.installed(), open_inception(command.inception) if command.inception else None)
     for module in (networks, eyes.lite0, eyes.inception):
@@ -305,18 +306,3 @@ def unit(pixels: np.ndarray) -> np.ndarray:
         pixels: uint8, of any shape.
     """
     return pixels.astype(np.float32) / 255
-
-
-def _open(run: Path | None) -> tuple[DGNet, Config, Path]:
-    """The networks, the settings that they were trained with, and the folder for what is found out about them."""
-    if run is None:
-        return dgfast.load(), run_directory.read_config(run_directory.BUNDLED), Path()
-    folder = run if run.is_dir() else run.parent
-    if run.is_dir() and not (run / run_directory.MODEL).is_file() and (run / run_directory.TEACHER).is_file():
-        raise UserError(
-            f"{run} holds a teacher alone, which makes no pictures; expected {run_directory.MODEL} of a trained DG-Net:"
-            f" finish the run with `dgfast train --resume {run}`"
-        )
-    networks = dgfast.load(run)
-    config = run_directory.read_config(folder) if (folder / run_directory.CONFIG).is_file() else Config()
-    return networks, config, folder

@@ -18,7 +18,7 @@ from dgfast.config import DatasetName, Variant
 from dgfast.data.records import DISTRACTOR, JUNK, Record
 from dgfast.errors import UserError
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 # Market-1501: 0002_c1s1_000451_03.jpg, -1_c3s2_...; DukeMTMC-reID: 0001_c2_f0046182.jpg; CUHK03-NP: 0003_c1_21.png
 _MARKET_NAME = re.compile(r"(-?\d+)_c(\d+)")
@@ -311,6 +311,20 @@ def _unwrap(root: Path, kind: DatasetName, marks: Iterable[str]) -> Path:
     )
 
 
+def told_by_name(path: Path) -> tuple[int | None, int | None]:
+    """The identity and the camera that a file's name tells, as the data sets write them; None: it does not.
+
+    Args:
+        path: 0002_c1s1_000451_03.jpg, 0000_000_01_0303morning_0008_0.jpg, or any_c7.jpg, which tells a camera only.
+    """
+    if match := _MARKET_NAME.match(path.name):
+        return int(match[1]), int(match[2])
+    if match := _MSMT_NAME.match(path.name):
+        return int(path.name.partition("_")[0]), int(match[1])
+    match = _FOLDER_CAMERA.search(path.stem)
+    return None, int(match[1]) if match else None
+
+
 def _market_record(path: Path) -> Record:
     match = _MARKET_NAME.match(path.name)
     if not match:
@@ -342,7 +356,7 @@ def _images(folder: Path) -> list[Path]:
     names = [
         entry.name
         for entry in os.scandir(folder)
-        if not entry.name.startswith(".") and entry.name.lower().endswith(_IMAGE_SUFFIXES)
+        if not entry.name.startswith(".") and entry.name.lower().endswith(IMAGE_SUFFIXES)
     ]
     return [folder / name for name in sorted(names)]
 
