@@ -1,6 +1,8 @@
 """A trained model as its users hold it: pictures in, vectors or pictures out. `dgfast.load` gives one."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +10,28 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dgfast.config import Config, LoaderName
+from dgfast.config import Config, LoaderName, RunConfig
 from dgfast.data.batches import denormalise, normalise
 from dgfast.data.loaders.image import UnreadableImage, read_image
 from dgfast.data.records import JUNK, Record
 from dgfast.errors import UserError
+from dgfast.files import write_text, writing
+from dgfast.model_card import model_card
 from dgfast.models import DGNet
-from dgfast.models.dgnet import load_model
+from dgfast.models.dgnet import load_model, save_model
 from dgfast.retrieval.features import FeatureSettings, combine, dgnet_halves, extract, mirrored
-from dgfast.run_directory import BUNDLED, CONFIG, MODEL, TEACHER, read_config
+from dgfast.run_directory import (
+    BUNDLED,
+    CARD,
+    CONFIG,
+    LICENCE,
+    MODEL,
+    TABLE,
+    TEACHER,
+    VERIFICATION,
+    read_config,
+    write_config,
+)
 from dgfast.synthesis import dress
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -148,6 +163,48 @@ class Model(DGNet):
             return denormalise(self.images(pictures)).permute(0, 2, 3, 1).cpu().numpy()
         pixels = [_pixels(picture, self.image_size) for picture in _several(pictures)]
         return np.stack(pixels) if pixels else np.empty((0, *self.image_size, 3), np.uint8)
+
+    def save_pretrained(self, folder: str | Path, *, licence: str = "", half: bool = False) -> Path:
+        """Write a folder to be shared: model.safetensors, config.json, and README.md, which is the model card.
+
+        It needs nothing else: `dgfast.load(folder)` opens it, and every command takes it as `--model`. Where the run
+        and its data lay is not told. What the run found out about its own scores goes along.
+
+        Args:
+            folder: is made; files of the same names in it are replaced.
+            licence: of the weights, such as "apache-2.0". Imported reference weights keep their own.
+            half: whether to write weights in half precision, which halves the file; loading widens them again.
+        Returns:
+            the folder.
+        Raises:
+            UserError: the folder is where the model was read from.
+            CannotWrite: the system does not let it.
+        """
+        folder = Path(folder)
+        if folder.exists() and folder.samefile(self.folder):
+            raise UserError(f"{folder} is where the model was read from; expected another folder")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        root = self.settings.data.data_root
+        data = replace(self.settings.data, data_root=Path(root.name) if root else None)
+        settings = replace(self.settings, data=data, run=RunConfig())
+        networks = copy.deepcopy(self).half() if half else self
+        save_model(networks, self.config, self.num_classes, folder / MODEL)
+        write_config(settings, folder)
+        for name in (TABLE, VERIFICATION, LICENCE):
+            if (self.folder / name).is_file():
+                write_text((self.folder / name).read_text(), folder / name)
+        write_text(model_card(self.folder, self.settings, self.num_classes, licence), folder / CARD)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Model":
+        """Open what `save_pretrained` wrote, or anything else that `dgfast.load` opens.
+
+        Args:
+            folder: see `dgfast.load`.
+        """
+        return load(folder)
 
     def images(self, pictures: Pictures) -> Tensor:
         """Pictures as the networks take them.

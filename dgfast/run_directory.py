@@ -11,6 +11,8 @@ samples/NNNNNNNN.png    people in each other's clothes while the training goes o
 table.txt, report.json  scores of the finished run
 swaps.png, rankings.png pictures of the finished run
 quality.json, quality.txt, quality.png  what `dgfast quality` has measured
+licence.txt             in a folder of imported weights: whose they are
+README.md               in a folder of `dgfast save`: the model card
 """
 
 import errno
@@ -41,6 +43,10 @@ MODEL = "model.safetensors"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 SAMPLES = "samples"
+TABLE = "table.txt"
+CARD = "README.md"  # of a folder to be shared
+VERIFICATION = "verification.json"
+LICENCE = "licence.txt"  # of weights that came from elsewhere
 BUNDLED = Path(__file__).parent / "bundled"  # the model that comes with dgfast, and its settings
 LATEST = "latest"  # a link beside the run directories to the newest of them
 

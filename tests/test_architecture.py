@@ -15,6 +15,7 @@ ROWS = (
     ("models",),
     ("training",),
     ("retrieval", "synthesis", "profiling", "ablation"),
+    ("model_card",),
     ("inference",),
     ("commands",),
     ("train", "profile"),  # the doors for torchrun

@@ -14,7 +14,7 @@ from dgfast.synthesis import dress
 
 def test_it_is_small_and_the_showcases():
     assert sum(file.stat().st_size for file in BUNDLED.iterdir()) <= 10 * 2**20
-    assert {file.name for file in BUNDLED.iterdir()} == {MODEL, "config.json"}
+    assert {file.name for file in BUNDLED.iterdir()} == {MODEL, "config.json", "README.md", "table.txt"}
     assert to_json(read_config(BUNDLED).model) == to_json(PRESETS["showcase"].model)
 
 

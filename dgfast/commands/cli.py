@@ -15,6 +15,7 @@ COMMANDS = {  # name -> module in this folder, purpose
     "verify": ("verify", "check everything that a run directory holds, and whether it can be resumed"),
     "quality": ("quality", "compare generated pictures with the rendered truth"),
     "ablation": ("ablation", "a queue of runs that differ in one thing, and their table"),
+    "save": ("save", "a trained model as a folder to be shared, with a model card"),
     "synth": ("synth", "write synthetic pedestrians as a Market-1501 folder"),
     "import-reference": ("import_reference", "turn checkpoints of the public reference system into dgfast's"),
     "profile": ("profile", "measure training: images/s, time by phase, FLOPs, memory, batch sizes"),

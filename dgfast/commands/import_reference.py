@@ -11,6 +11,7 @@ from dgfast import run_directory
 from dgfast.commands.command_line import read
 from dgfast.config import PRESETS
 from dgfast.errors import UserError
+from dgfast.files import write_text
 from dgfast.models import DGNet
 from dgfast.models.backbones import read_tensors
 from dgfast.models.dgnet import make_teacher, save_model
@@ -23,13 +24,17 @@ dgfast import-reference --gen gen_00100000.pt --id id_00100000.pt --dis dis_0010
 dgfast import-reference --teacher net_last.pth --out imported-teacher
 """
 
+TERMS = """These weights were converted from checkpoints of the public DG-Net reference. They are not dgfast's: the
+licence under which they were released, which allows no commercial use, goes with them.
+"""
+
 
 @dataclass(frozen=True)
 class Command:
     """What the command line says."""
 
     out: Path
-    """Folder to write: config.json, model.safetensors (from gen, id and dis), teacher.safetensors."""
+    """Folder to write: config.json, model.safetensors (from gen, id and dis), teacher.safetensors, licence.txt."""
     gen: Path | None = None
     """Checkpoint of the structure encoder and the decoder."""
     id: Path | None = None
@@ -63,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     if "teacher" in ours:
         made[run_directory.TEACHER] = _fill(make_teacher(config, num_classes), ours["teacher"], optional="")
     run_directory.make(replace(PRESETS["market1501"], model=config), command.out)
+    write_text(TERMS, command.out / run_directory.LICENCE)
     for name, model in made.items():
         save_model(model, config, num_classes, command.out / name)
         print(f"{command.out / name}: {num_classes} identities")
