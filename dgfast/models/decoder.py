@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dgfast.kernels import adain, layer_norm, reflect
 
+from .blank import shows, taught
 from .layers import SLOPE, inside, kaiming_fan_in, reflect_activated, through
 from .upsampled_convolution import UpsampledConvolution
 
@@ -161,7 +162,7 @@ class Decoder(nn.Module):
         """Paint image n: structure n mod M in appearance n.
 
         Args:
-            structure: [M, channels, H/4, W/4].
+            structure: [M, channels, H/4, W/4]; pictures of blank ones give no gradients (blank.py).
             code: [N, code], channel-major, N a multiple of M.
 
         Returns:
@@ -177,7 +178,10 @@ class Decoder(nn.Module):
         for upsample in self.upsample:
             x = through(upsample, x, int(upsample is self.upsample[-1]), recompute=self.recompute)
         x = reflect_activated(self.refine[0](x))
-        return self.to_rgb(F.leaky_relu_(self.refine[1](x), SLOPE))
+        painted = self.to_rgb(F.leaky_relu_(self.refine[1](x), SLOPE))
+        if not painted.requires_grad:
+            return painted
+        return taught(painted, shows(structure).repeat(len(code) // len(structure)))
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from dgfast.kernels import adain, reflect
 
+from .blank import shows, taught
 from .layers import SLOPE, InstanceNormBlock, kaiming_fan_in, through
 
 
@@ -91,12 +92,12 @@ class StructureEncoder(nn.Module):
         """Return the structure code.
 
         Args:
-            x: grey images [N, 1, H, W], normalised, H and W divisible by 4.
+            x: grey images [N, 1, H, W], normalised, H and W divisible by 4; blank ones give no gradients (blank.py).
 
         Returns:
             [N, 8 width, H/4, W/4].
         """
-        x = reflect(x, 1)
+        images, x = x, reflect(x, 1)
         for conv in self.stem:
             x = adain(conv(x), slope=SLOPE, pad=1)
         # A frozen network runs on detached weights, which stand in for its own during this call alone. Computed again
@@ -104,4 +105,8 @@ class StructureEncoder(nn.Module):
         recompute = self.recompute and self.context.fuse.weight.requires_grad
         for block in self.blocks:
             x = through(block, x, int(block is not self.blocks[-1]), recompute=recompute)
-        return through(self.context, x, recompute=recompute)
+        code = through(self.context, x, recompute=recompute)
+        if not code.requires_grad:
+            return code
+        # What is in an image may get lost when a layer rounds to fewer bits; then the code tells.
+        return taught(code, shows(images) & shows(code))
