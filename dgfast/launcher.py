@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from dgfast.errors import Diverged, Interrupted, UserError
+from dgfast.errors import Diverged, Interrupted, NoMemory, UserError, out_of_memory
 
 DIVERGED = 1
 USER_ERROR = 2
 STOPPED = 128  # plus the number of the signal
+_LESS = "end other programs, or lower --batch-size, --eval-batch-size, --jobs or --workers, whichever the command has"
 # What the system may have against a file, whichever it is: not a mistake in the code, and its name says enough.
 _OF_THE_SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS)
 
@@ -43,9 +44,16 @@ def run(command: Callable[[], None]) -> NoReturn:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.filename:
             _leave(f"{error.filename}: {error.strerror}; expected a disk with room and the right to use it", USER_ERROR)
+        if out_of_memory(error):
+            _leave(str(NoMemory(error, _LESS)), USER_ERROR)
         _wait_unless_first()  # most errors of the other processes only say that the first one has left
         raise
     sys.exit(0)
+
+
+def is_first() -> bool:
+    """Whether this is the first process of those that torchrun started, or the only one: it speaks for all."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 class _Terminated(KeyboardInterrupt):
@@ -83,6 +91,9 @@ def _leave(message: str, status: int) -> NoReturn:
 
 
 def _wait_unless_first() -> None:
-    """Give the first process time to speak: when it leaves, torchrun ends the others before they repeat its words."""
-    if int(os.environ.get("RANK", "0")):
-        time.sleep(5)
+    """Give the first process time to speak: when it leaves, torchrun ends the others before they repeat its words.
+
+    On a machine without the first process they wait for each other.
+    """
+    if not is_first():
+        time.sleep(5 + int(os.environ.get("LOCAL_RANK", "0")))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import dgfast
+from dgfast import launcher
 from dgfast.commands import cli, evaluate, import_reference, train
 from dgfast.config import PRESETS, Config, from_json, to_json
 from dgfast.errors import UserError
@@ -36,6 +37,45 @@ def test_two_processes_say_a_mistake_once():
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("/nowhere does not exist") == 1 and "Traceback" not in done.stderr
+
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+
+
+@pytest.mark.parametrize("module", ["dgfast.train", "dgfast.profile"])
+def test_two_processes_help_once(module):
+    done = run(*TWO, module, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: dgfast") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--no-such-flag",), "--no-such-flag is no flag of dgfast train"),
+        (("--batch-size", "many"), "--batch-size"),
+        (("--batch-size", "0"), "--batch-size is 0; expected a number from 1"),
+        (("--preset", "mars"), "--preset is 'mars'"),
+        (("stray",), "'stray' belongs to no flag"),
+    ],
+)
+def test_two_processes_say_the_parsers_mistakes_once(words, line):
+    done = run(*TWO, "dgfast.train", *words)
+    assert done.returncode == 2, done.stderr
+    (said,) = done.stderr.strip().splitlines()
+    assert line in said
+
+
+def test_processes_that_speak_for_no_other_wait_in_turn(monkeypatch):
+    """On a second machine there is no process of rank 0; torchrun ends the others when the first of them leaves."""
+    waits = []
+    monkeypatch.setattr(launcher.time, "sleep", waits.append)
+    for rank, local in ((0, 0), (8, 0), (9, 1)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(local))
+        with pytest.raises(SystemExit):
+            launcher.run(lambda: train.parse(["--no-such-flag"]))
+    assert waits == [5, 6]
 
 
 def test_torchrun_of_other_programs_is_left_alone(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import tyro
 
 from dgfast.errors import UserError
+from dgfast.launcher import is_first
 from dgfast.ranges import check_numbers, expect, flag
 
 T = TypeVar("T")
@@ -73,7 +74,7 @@ def read_some(
     options: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _help_once():
             found, rest = tyro.cli(
                 kind,
                 args=argv,
@@ -90,6 +91,11 @@ def read_some(
     check_numbers(found)
     _check_names(found)
     return found, rest
+
+
+def _help_once() -> contextlib.AbstractContextManager[object]:
+    """Under torchrun, `--help` is the first process's to print."""
+    return contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(io.StringIO())
 
 
 def flags(kind: Any) -> list[str]:

@@ -13,7 +13,7 @@ from dgfast.commands.command_line import read
 from dgfast.commands.sources import open_data
 from dgfast.config import DatasetName, EvalConfig, LoaderName, Variant
 from dgfast.data import load_reid
-from dgfast.errors import UserError
+from dgfast.errors import UserError, within_memory
 from dgfast.files import require_writable, write_json
 from dgfast.models.dgnet import load_model
 from dgfast.ranges import BatchSize, Count, Share, Threads, Weight
@@ -101,7 +101,9 @@ def main(argv: list[str] | None = None) -> None:
             workers.device,
         )
         reranking = Reranking(command.k1, command.k2, command.lambda_) if command.rerank else None
-        result = evaluate(data, networks, teacher, settings, reranking)
+        less = f"lower --eval-batch-size (it is {command.eval_batch_size})"
+        with within_memory(f"{less}, or --k1, or leave --rerank away" if command.rerank else less):
+            result = evaluate(data, networks, teacher, settings, reranking)
     print(f"\n{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n")
     report = run_directory.report_path(out, f"eval-{data.name}", data.root)
     picture = out / f"{report.stem.replace('eval', 'rankings', 1)}.png"

@@ -15,7 +15,7 @@ from dgfast.commands.command_line import read
 from dgfast.config import Config, DatasetName, LoaderName, Variant
 from dgfast.data import ReidData, evaluation_batches, load_reid
 from dgfast.data.batches import denormalise
-from dgfast.errors import UserError
+from dgfast.errors import UserError, within_memory
 from dgfast.files import require_writable, write_json, write_png, write_text
 from dgfast.models import DGNet
 from dgfast.pedestrians import Parameters, SwapTruths, render_truths
@@ -144,6 +144,7 @@ class Quality:
         return picture([[kind[index] for kind in kinds] for index in chosen(self.truths.patterns, SHOWN)])
 
 
+@within_memory("lower --swaps")
 def main(argv: list[str] | None = None) -> None:
     """Measure as the command line says: print the table; write it, all figures and a picture.
 

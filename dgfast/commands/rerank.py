@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from dgfast.commands.command_line import read
-from dgfast.errors import UserError
+from dgfast.errors import UserError, out_of_memory, within_memory
 from dgfast.files import replacing, require_writable
 from dgfast.ranges import Count, Share
 from dgfast.retrieval import Reranking, rerank, rerank_topk
@@ -53,6 +53,7 @@ class Command:
     """cpu, cuda or cuda:N; auto is a GPU where there is one."""
 
 
+@within_memory("lower --k1 or --k2, pass --topk, or give fewer features")
 def main(argv: list[str] | None = None) -> None:
     """Re-rank as the command line says; the file appears when it is complete.
 
@@ -135,6 +136,8 @@ def _features(path: Path, device: torch.device) -> np.ndarray | torch.Tensor:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
+        if out_of_memory(error):
+            raise
         raise UserError(
             f"cannot read {path}: {error.strerror or 'it ends too early'}; {expected}; check the path"
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dgfast.commands.command_line import read
-from dgfast.errors import UserError
+from dgfast.errors import UserError, out_of_memory, within_memory
 from dgfast.pedestrians import generate
 from dgfast.ranges import Between, Seed, Share, expect
 
@@ -53,6 +53,7 @@ class Command:
     """Swaps to render as the method should generate them: the list is swap_truth/pairs.csv."""
 
 
+@within_memory("lower --workers, --height or --width")
 def main(argv: list[str] | None = None) -> None:
     """Generate as the command line says, and print what was made.
 
@@ -80,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
             swap_truth=command.swap_truth,
         )
     except OSError as error:
+        if out_of_memory(error):
+            raise
         raise UserError(f"--out {command.out} cannot be written ({error.strerror}); pass another folder") from error
     print(
         f"{command.out}: {summary.images} images of {summary.identities} people: {summary.train_images} train,"

@@ -18,7 +18,7 @@ from dgfast.commands.sources import open_data
 from dgfast.config import PRESETS, Config, check
 from dgfast.data import ReidData, evaluation_batches
 from dgfast.data.datasets import describe
-from dgfast.errors import CannotWrite, Diverged, Interrupted, UserError
+from dgfast.errors import CannotWrite, Diverged, Interrupted, UserError, within_memory
 from dgfast.files import write_json, write_png, write_text
 from dgfast.models import DGNet, Teacher
 from dgfast.models.dgnet import load_model
@@ -88,7 +88,11 @@ def main(argv: list[str] | None = None) -> None:
         run = trainer.run
         began = time.time()
         try:
-            networks, teacher = trainer.train()
+            with within_memory(
+                f"go on with --resume {run} and a larger --accumulate (it is {config.optim.accumulate}) or"
+                " --checkpoint-activations, or begin anew with a smaller --batch-size or --teacher-batch-size"
+            ):
+                networks, teacher = trainer.train()
         except (Diverged, Interrupted):
             _keep_settings(config, run, workers)
             raise
@@ -99,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
         with workers.first_goes_first():
             if workers.first:
                 # Not compiled: batches of other sizes, whose results must outlive the next call (see Trainer).
-                with torch.compiler.set_stance("force_eager"):
+                less = f"go on with --resume {run} and an --eval-batch-size below {config.evaluation.eval_batch_size}"
+                with torch.compiler.set_stance("force_eager"), within_memory(less):
                     _report(config, trainer, networks, teacher, time.time() - began)
                 run_directory.forget_launch(config)
 

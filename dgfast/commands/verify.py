@@ -17,7 +17,7 @@ from dgfast.commands.sources import pedestrians_folder
 from dgfast.config import Config, check
 from dgfast.data import load_reid
 from dgfast.data.datasets import describe
-from dgfast.errors import UserError
+from dgfast.errors import UserError, out_of_memory
 from dgfast.models import DGNet
 from dgfast.models.dgnet import load_model, make_teacher
 from dgfast.training import checkpoint
@@ -195,6 +195,8 @@ def _checkpoints(found: Findings, stage: str, config: Config | None, classes: in
         try:
             state = checkpoint.read(path)
         except Exception as error:  # a damaged file leads to errors of any kind
+            if out_of_memory(error):
+                raise
             if found.trained_by and not path.exists():
                 continue  # the run has written a newer one meanwhile
             found.wrong[name] = _reason(error)

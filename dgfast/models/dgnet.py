@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dgfast import checksums
 from dgfast.config import ModelConfig
-from dgfast.errors import UserError
+from dgfast.errors import UserError, out_of_memory
 from dgfast.files import replacing
 
 from .appearance import AppearanceEncoder
@@ -171,6 +171,8 @@ def load_model(path: Path, kind: Literal["dgnet", "teacher"]) -> DGNet | Teacher
     except UserError:
         raise
     except Exception as error:  # sizes of any kind lead to errors of any kind
+        if sealed and out_of_memory(error):  # what is not sealed may be garbage that asks for any size
+            raise
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise UserError(
             f"{path}: its description does not fit its content ({type(error).__name__}: {reason[:160]}); expected what"

@@ -28,8 +28,6 @@ from dgfast.training.trainer import Trainer
 from .trace import STEPS, named
 
 GIB = 2**30
-_NO_CPU_MEMORY = ("can't allocate memory", "not enough memory")
-_NO_GPU_MEMORY = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
 
 Result = TypeVar("Result")
 
@@ -314,17 +312,6 @@ def _resident() -> float:
     except OSError:
         return float("nan")
     return pages * resource.getpagesize() / GIB
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a batch does not fit.
-
-    Args:
-        error: what iterations raised.
-    """
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_CPU_MEMORY + _NO_GPU_MEMORY)
 
 
 def search(measure: Callable[[int], Result | None], unit: int, limit: int | None) -> dict[int, Result | None]:

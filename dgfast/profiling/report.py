@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dgfast.config import Config, Precision
 from dgfast.data.records import ReidData
-from dgfast.errors import UserError
+from dgfast.errors import UserError, out_of_memory
 from dgfast.files import replacing
 from dgfast.kernels import fallbacks
 from dgfast.training.distributed import Workers
@@ -26,7 +26,6 @@ from .measure import (
     count,
     images_per_iteration,
     iterations_of,
-    out_of_memory,
     search,
     timed,
     traced,

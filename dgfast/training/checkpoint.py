@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dgfast import checksums
-from dgfast.errors import UserError
+from dgfast.errors import UserError, out_of_memory
 from dgfast.files import replacing
 
 log = logging.getLogger("dgfast")
@@ -189,6 +189,8 @@ def latest(folder: Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, read(path)
         except Exception as error:
+            if out_of_memory(error):  # the file is sound, and what is before it would be no smaller
+                raise
             reason = str(error) if isinstance(error, (checksums.Damaged, OSError)) else type(error).__name__
             log.warning("checkpoint %s cannot be read (%s): trying the one before it", path, reason)
     if found:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgfast.config import RunConfig
 from dgfast.data.loaders import PairLoader
-from dgfast.errors import Diverged, Interrupted, UserError
+from dgfast.errors import Diverged, Interrupted, UserError, out_of_memory
 from dgfast.run_directory import CHECKPOINTS
 
 from . import checkpoint
@@ -174,6 +174,8 @@ def _restore(stage: Stage, folder: Path, global_batch: int) -> tuple[Path | None
     try:
         stage.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise UserError(f"the checkpoint {path} does not fit this configuration ({reason[:160]})") from error
     return path, state["iteration"]

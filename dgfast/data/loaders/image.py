@@ -50,6 +50,8 @@ def decode_image(encoded: Encoded) -> Image.Image:
     try:
         with Image.open(io.BytesIO(bytes(encoded))) as image:
             return _rgb(ImageOps.exif_transpose(image))
+    except MemoryError:  # says nothing about the image, which must not be taken for a bad one
+        raise
     except Exception as error:  # Pillow's decoders raise many types: OSError, SyntaxError, ValueError, ...
         reason = "cannot identify the format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UnreadableImage(reason or type(error).__name__) from error
