@@ -1,5 +1,7 @@
 """Files that appear whole or not at all: every file that dgfast writes is written through `replacing`."""
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -41,10 +43,46 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
             _flush(path.parent)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `replacing` had begun in a folder when its process was killed.
+
+    Args:
+        folder: nobody else may be writing there.
+    """
+    for left in folder.glob(".*.tmp"):
+        _remove(left)
+
+
+@contextmanager
+def writing_with_others(folder: Path) -> Iterator[None]:
+    """Surround what is written to a folder that several processes write to; what killed ones left there is removed.
+
+    All that write share a lock, and whoever gets it for itself alone knows that nobody is writing. The system ends the
+    lock with the process, however that ends.
+
+    Args:
+        folder: it is made if need be. Where it cannot be, or has no locks, nothing is removed.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_unfinished(folder)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -21,7 +21,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,7 @@ from typing import Any
 
 from dgfast.config import Config, from_json, to_json
 from dgfast.errors import CannotWrite, UserError
-from dgfast.files import replacing, write_json, write_text, writing
+from dgfast.files import remove_unfinished, replacing, write_json, write_text, writing
 
 log = logging.getLogger("dgfast")
 CONFIG = "config.json"
@@ -141,11 +140,8 @@ def locked(run: Path) -> Iterator[None]:
             with writing(file):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-            for left in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
+            for folder in (run, *run.glob("*/")):
+                remove_unfinished(folder)
         yield
     finally:
         os.close(descriptor)

@@ -6,7 +6,8 @@ from pathlib import Path
 from dgfast.config import Config, SyntheticConfig
 from dgfast.data import ReidData, load_reid
 from dgfast.data.datasets.check import default_cache_dir
-from dgfast.errors import UserError
+from dgfast.errors import UserError, out_of_memory
+from dgfast.files import writing_with_others
 from dgfast.pedestrians import Parameters, generate
 from dgfast.pedestrians.dataset import VERSION
 from dgfast.training.distributed import Workers
@@ -55,21 +56,22 @@ def _built_in_pedestrians(config: SyntheticConfig, size: tuple[int, int]) -> Pat
     if root.exists():
         return root
     try:
-        generate(
-            root,
-            identities=config.synthetic_train_identities + config.synthetic_test_identities,
-            test_identities=config.synthetic_test_identities,
-            seed=config.synthetic_seed,
-            difficulty=config.synthetic_difficulty,
-            images_per_camera=config.synthetic_images_per_camera,
-            cameras_per_identity=config.synthetic_cameras,
-            distractors=config.synthetic_test_identities // 2,
-            size=size,
-        )
+        with writing_with_others(root.parent):
+            generate(
+                root,
+                identities=config.synthetic_train_identities + config.synthetic_test_identities,
+                test_identities=config.synthetic_test_identities,
+                seed=config.synthetic_seed,
+                difficulty=config.synthetic_difficulty,
+                images_per_camera=config.synthetic_images_per_camera,
+                cameras_per_identity=config.synthetic_cameras,
+                distractors=config.synthetic_test_identities // 2,
+                size=size,
+            )
     except (UserError, OSError) as error:
         if root.exists():  # another run was quicker; its people are the same to the byte
             return root
-        if not isinstance(error, OSError):
+        if not isinstance(error, OSError) or out_of_memory(error):
             raise
         raise UserError(
             f"the built-in pedestrians cannot be kept in {root.parent} ({error.strerror or error}); expected a folder"

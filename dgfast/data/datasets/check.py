@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dgfast.data.loaders.image import UnreadableImage, read_image
 from dgfast.errors import UserError
-from dgfast.files import write_text
+from dgfast.files import write_text, writing_with_others
 
 _log = logging.getLogger("dgfast")
 
@@ -91,7 +91,8 @@ def check_images(paths: Iterable[Path], root: Path, cache_dir: Path, *, progress
             for path, result in zip(todo, results, strict=True):
                 known[names[path]] = [stamps[path], *result]
         try:
-            write_text(json.dumps({"format": _FORMAT, "root": base, "files": known}), cache_file)
+            with writing_with_others(cache_dir):
+                write_text(json.dumps({"format": _FORMAT, "root": base, "files": known}), cache_file)
         except OSError as error:
             kept = f"which images of {base} can be decoded cannot be kept in {cache_file}"
             reason = error.strerror or error
