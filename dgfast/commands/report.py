@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> None:
     config = run_directory.read_config(command.run)
     out = command.out or command.run / run_directory.PAGE
     if out.suffix != ".html":  # else a device or somebody's notes would be replaced by the page
-        raise UserError(f"--out is {out}; expected a file whose name ends in .html: pass --out {out.stem or 'page'}.html")
+        raise UserError(
+            f"--out is {out}; expected a file whose name ends in .html: pass --out {out.stem or 'page'}.html"
+        )
     require_writable(out.parent, "pass --out FILE.html")
     trained_by = run_directory.trained_by(command.run)
     if command.data_root is not None:

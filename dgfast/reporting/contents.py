@@ -80,7 +80,7 @@ class Contents:
 
     @property
     def status(self) -> str:
-        """How far the run is, and how it goes on."""
+        """How far the run is, and how it goes on; commands are in backticks."""
         reached = self.reached()
         done = ", ".join(f"{STAGES[stage]} {now:,} of {planned:,}" for stage, (now, planned) in reached.items())
         done = f" Iterations so far: {done}." if done else ""
@@ -89,9 +89,10 @@ class Contents:
         if self.report:
             return "The run is finished."
         if (self.run / run_directory.MODEL).is_file():
-            again = f"dgfast train --resume {self.run}"
-            return f"The training is finished, the evaluation is not: {again} makes it.{done}"
-        return f"The run is not finished: dgfast train --resume {self.run} goes on with it.{done}"
+            return (
+                f"The training is finished, the evaluation is not: `dgfast train --resume {self.run}` makes it.{done}"
+            )
+        return f"The run is not finished: `dgfast train --resume {self.run}` goes on with it.{done}"
 
     @property
     def data_name(self) -> str:
@@ -122,8 +123,8 @@ class Contents:
 
     def figures(self) -> list[Figure]:
         """The numbers that people ask for first."""
-        best = _inside(self.report, "scores", "both") or {}
-        teacher = _inside(self.report, "scores", "baseline") or {}
+        best = _entries(self.report, "scores", "both")
+        teacher = _entries(self.report, "scores", "baseline")
         found = []
         for name, title in (("rank1", "Rank-1"), ("mAP", "mAP")):
             if _is_number(best.get(name)):
@@ -147,12 +148,11 @@ class Contents:
         Args:
             reranked: name of a feature -> its scores after re-ranking, percent.
         """
-        own = _inside(self.report, "scores")
-        own = {**own, **reranked} if isinstance(own, dict) else reranked
+        own = {**_entries(self.report, "scores"), **reranked}
         tables = [_scores(f"On {self.data_name}", own)] if own else []
         for file in sorted(self.run.glob("eval-*.json")):
             found = self._json(file.name)
-            if scores := _inside(found, "scores"):
+            if scores := _entries(found, "scores"):
                 caption = f"On {found.get('dataset', '?')} ({found.get('root', '?')}), by dgfast eval"
                 tables.append(_scores(caption, scores))
         return tables
@@ -160,15 +160,15 @@ class Contents:
     def quality(self) -> tuple[str, dict[str, Any]]:
         """The figures of the swaps whose truth is known, and where they come from."""
         measured = self._json("quality.json")
-        if _inside(measured, "scores"):
+        if _entries(measured, "scores"):
             return f"{measured.get('swaps', '?')} swaps, by dgfast quality", measured
-        own = _inside(self.report, "quality") or {}
+        own = _entries(self.report, "quality")
         return f"{own.get('swaps', '?')} swaps, at the end of the run", own
 
     def truth_tables(self) -> list[Table]:
         """The swaps beside their truth, and by the pattern of the clothes."""
         source, quality = self.quality()
-        scores = _inside(quality, "scores")
+        scores = _entries(quality, "scores")
         if not scores:
             return []
         columns = {
@@ -181,11 +181,11 @@ class Contents:
         rows: list[tuple[str, ...]] = []
         marked = []
         for kind, title in SWAPS.items():
-            regions = _inside(scores, kind, "regions")
-            owner = _inside(quality, "owner", kind) or {}
+            regions = _entries(scores, kind, "regions")
+            owner = _entries(quality, "owner", kind)
             if not regions and not owner:
                 continue
-            clothes, outside = (_inside(regions, region) or {} for region in ("clothes", "outside"))
+            clothes, outside = (_entries(regions, region) for region in ("clothes", "outside"))
             cells = [_figure(clothes.get(name), digits) for name, (_, digits) in columns.items()]
             cells += [_figure(outside.get("l1"), 3), _figure(owner.get("mAP"), 1)]
             if kind == "ours":
@@ -193,8 +193,8 @@ class Contents:
             rows.append((title, *cells))
         head = ("clothes", *(title for title, _ in columns.values()), "L1 outside", "owner, mAP")
         tables = [_without_gaps(Table(source, head, tuple(rows), tuple(marked)))]
-        ours, hand = (_inside(scores, kind, "patterns") or {} for kind in ("ours", "stripes"))
-        counts = _inside(quality, "counts") or {}
+        ours, hand = (_entries(scores, kind, "patterns") for kind in ("ours", "stripes"))
+        counts = _entries(quality, "counts")
         rows = [
             (
                 str(pattern),
@@ -206,7 +206,7 @@ class Contents:
         ]
         if rows:
             head = ("pattern", "swaps", "DG-Net", SWAPS["stripes"])
-            tables.append(Table("L1 of the clothes by their pattern", head, tuple(rows)))
+            tables.append(_without_gaps(Table("L1 of the clothes by their pattern", head, tuple(rows))))
         return tables
 
     def photograph_tables(self) -> list[Table]:
@@ -214,7 +214,7 @@ class Contents:
         rows = []
         for file in sorted(self.run.glob("quality-*.json")):
             found = self._json(file.name)
-            again, change = (_inside(found, name) or {} for name in ("reconstruction", "diversity"))
+            again, change = (_entries(found, name) for name in ("reconstruction", "diversity"))
             if again:
                 cells = [_figure(again.get(name), digits) for name, digits in (("l1", 3), ("psnr", 1), ("ssim", 3))]
                 cells += [_figure(change.get(name), 3) for name in ("ours", "stripes")]
@@ -271,8 +271,7 @@ class Contents:
         noted: dict[str, Any] = {
             name: self.report[name] for name in ("device", "precision", "torch") if name in self.report
         }
-        environment = _inside(self.report, "environment")
-        noted |= environment if isinstance(environment, dict) else {}
+        noted |= _entries(self.report, "environment")
         if _is_number(self.report.get("train_seconds")):
             noted["training"] = _duration(self.report["train_seconds"])
         rows = tuple((str(name), _word(value)) for name, value in noted.items())
@@ -354,6 +353,12 @@ def _inside(values: Any, *names: str) -> Any:
             return None
         values = values[name]
     return values
+
+
+def _entries(values: Any, *names: str) -> dict[str, Any]:
+    """A dictionary within nested ones; {} where there is none."""
+    found = _inside(values, *names)
+    return found if isinstance(found, dict) else {}
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -103,14 +103,14 @@ class Chart:
 
 
 def loss_charts(entries: Sequence[Mapping[str, object]], stage: str) -> list[Chart]:
-    """The losses of a stage, those of one meaning in one chart.
+    """The losses of a stage, those of one meaning in one chart. One that was always 0 has no weight, and no line.
 
     Args:
         entries: lines of metrics.jsonl.
         stage: its name there.
     """
     series = _series(entry for entry in entries if entry["stage"] == stage)
-    series.pop("images_per_s", None)
+    series = {name: own for name, own in series.items() if name != "images_per_s" and any(y for _, y in own)}
     charts = []
     for title, names in GROUPS.items():
         own = {_said(name): series.pop(name) for name in list(series) if name.rpartition("/")[2] in names}

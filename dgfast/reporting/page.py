@@ -1,5 +1,6 @@
 """The page: what a run directory holds and what its networks see, put into page.html."""
 
+import re
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import cv2
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from dgfast.data.records import DISTRACTOR
 from dgfast.files import write_text
@@ -52,6 +53,7 @@ def _page(run: Path, looks: Looks, trained_by: str | None) -> str:
         lstrip_blocks=True,
     )
     environment.globals["who"] = _who
+    environment.filters["coded"] = _coded
     swaps, sample = held.picture("swaps.png"), None
     if swaps is None and (newest := held.newest_sample()):
         sample = held.picture(newest)
@@ -96,6 +98,11 @@ def _page(run: Path, looks: Looks, trained_by: str | None) -> str:
 
 def _who(person: int) -> str:
     return "distractor" if person == DISTRACTOR else f"identity {person}"
+
+
+def _coded(words: str) -> Markup:
+    """Words with what stands in backticks as code: what somebody may copy into a terminal."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(words))))
 
 
 def _scale() -> Picture:
