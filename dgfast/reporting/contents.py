@@ -191,7 +191,7 @@ class Contents:
             if kind == "ours":
                 marked.append(len(rows))
             rows.append((title, *cells))
-        head = ("clothes", *(title for title, _ in columns.values()), "L1 outside", "owner, mAP")
+        head = ("clothes", *(title for title, _ in columns.values()), "outside", "owner")
         tables = [_without_gaps(Table(source, head, tuple(rows), tuple(marked)))]
         ours, hand = (_entries(scores, kind, "patterns") for kind in ("ours", "stripes"))
         counts = _entries(quality, "counts")
@@ -205,7 +205,7 @@ class Contents:
             for pattern in ours
         ]
         if rows:
-            head = ("pattern", "swaps", "DG-Net", SWAPS["stripes"])
+            head = ("pattern", "swaps", SWAPS["ours"], "by hand")
             tables.append(_without_gaps(Table("L1 of the clothes by their pattern", head, tuple(rows))))
         return tables
 
