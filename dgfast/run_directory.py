@@ -10,6 +10,8 @@ metrics.jsonl           losses and speed, a line each `--log-every` iterations; 
 samples/NNNNNNNN.png    people in each other's clothes while the training goes on
 table.txt, report.json  scores of the finished run
 swaps.png, rankings.png pictures of the finished run
+truth.png               its swaps beside their truth, of the built-in people
+report.html             all of it in one page, and what the networks see (`dgfast report`)
 quality.json, quality.txt, quality.png  what `dgfast quality` has measured
 licence.txt             in a folder of imported weights: whose they are
 README.md               in a folder of `dgfast save`: the model card
@@ -46,6 +48,7 @@ TABLE = "table.txt"
 CARD = "README.md"  # of a folder to be shared
 VERIFICATION = "verification.json"
 LICENCE = "licence.txt"  # of weights that came from elsewhere
+PAGE = "report.html"
 BUNDLED = Path(__file__).parent / "bundled"  # the model that comes with dgfast, and its settings
 LATEST = "latest"  # a link beside the run directories to the newest of them
 

@@ -33,6 +33,7 @@ from dgfast.commands import (
     import_reference,
     profile,
     quality,
+    report,
     rerank,
     sources,
     synth,
@@ -46,6 +47,7 @@ from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher, save_model
 from dgfast.profiling.measure import Measurement
 from dgfast.ranges import flag, range_of
+from dgfast.reporting import unseen
 from dgfast.training.trainer import Trainer
 from tests import tiny
 
@@ -61,12 +63,14 @@ KINDS: dict[str, tuple[type, ...]] = {
     "doctor": (doctor.Command,),
     "ablation": (ablation.Command,),
     "verify": (verify.Command,),
+    "report": (report.Command,),
 }
 USUAL = {  # so that many draws get beyond the flags that are missing
     "eval": ["--run", "run"],
     "rerank": ["--query", "q.npy", "--gallery", "g.npy", "--out", "d.npy", "--k1", "3", "--k2", "2"],
     "quality": ["--run", "run"],
     "verify": ["--run", "run"],
+    "report": ["--run", "run"],
     "synth": ["--out", "new", "--identities", "4"],
     "import-reference": ["--out", "new"],
 }
@@ -173,6 +177,7 @@ def stopped_early(place):
     patch.setattr(dataset_module, "_finish", begin)
     patch.setattr(dataset_module, "count_images", lambda *_: 1)
     patch.setattr(profile, "make_report", begin)
+    patch.setattr(report, "look", lambda *_: unseen("it is not looked at here"))
     patch.setattr(doctor, "facts", dict)
     patch.setattr(ablation, "_open_data_sets", begin)
     patch.setattr(choose, "_why_not_dali", lambda _: "it is not asked for here")

@@ -17,6 +17,7 @@ ROWS = (
     ("retrieval", "synthesis", "profiling", "ablation"),
     ("model_card",),
     ("inference",),
+    ("reporting",),
     ("commands",),
     ("train", "profile"),  # the doors for torchrun
 )

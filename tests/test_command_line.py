@@ -6,7 +6,19 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from dgfast.commands import ablation, cli, doctor, evaluate, import_reference, quality, rerank, synth, train, verify
+from dgfast.commands import (
+    ablation,
+    cli,
+    doctor,
+    evaluate,
+    import_reference,
+    quality,
+    report,
+    rerank,
+    synth,
+    train,
+    verify,
+)
 from dgfast.commands import profile as profile_command
 from dgfast.commands.command_line import flags
 from dgfast.config import PRESETS, Config, check
@@ -26,6 +38,7 @@ KINDS = {
     "doctor": doctor.Command,
     "ablation": ablation.Command,
     "verify": verify.Command,
+    "report": report.Command,
 }
 
 

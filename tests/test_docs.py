@@ -23,7 +23,10 @@ LONGEST_ROW = 160  # of a row of a Markdown table, which cannot be wrapped
 SUFFIXES = "py|md|cu|cpp|hpp|cuh|inl|json|npz|toml|txt|sh"
 CODE_SUFFIXES = (".py", ".cu", ".cpp", ".hpp", ".cuh", ".inl", ".h")
 # Endings that make `metrics.jsonl` a file and not the name `jsonl` of the module `metrics`.
-FILE_ENDINGS = {*SUFFIXES.split("|"), *"jsonl npy pt pth png jpg safetensors so tmp gz xz yml tar bin avi h".split()}
+FILE_ENDINGS = {
+    *SUFFIXES.split("|"),
+    *"jsonl npy pt pth png jpg safetensors so tmp gz xz yml tar bin avi h html css".split(),
+}
 
 # Files that programs write or users have, beside those that the docstring of dgfast/run_directory.py lists.
 WRITTEN = {

@@ -632,6 +632,9 @@ def test_a_run_on_synthetic_people_ends_with_its_quality(tmp_path, monkeypatch, 
         regions = quality["scores"][name]["regions"]
         figures = f"{regions['clothes']['l1']:12.3f}{regions['outside']['l1']:12.3f}{regions['clothes']['chroma']:8.1f}"
         assert f"{title:<24}{figures}\n" in text
+    assert Image.open(tmp_path / "run" / "truth.png").height > 5 * 48
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "3 swaps, at the end of the run" in page and "Swaps of synthetic people, one in each column" in page
     # The saved model makes the same pictures, so the command finds the same figures.
     cli.dispatch(["quality", "--run", str(tmp_path / "run"), "--swaps", "3"])
     again = json.loads((tmp_path / "run" / "quality.json").read_text())

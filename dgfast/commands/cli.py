@@ -14,6 +14,7 @@ COMMANDS = {  # name -> module in this folder, purpose
     "rerank": ("rerank", "re-rank saved features by k-reciprocal neighbours, exactly"),
     "verify": ("verify", "check everything that a run directory holds, and whether it can be resumed"),
     "quality": ("quality", "compare generated pictures with the rendered truth"),
+    "report": ("report", "write one page about a run: curves, scores, swaps, rankings, what E_a looks at"),
     "ablation": ("ablation", "a queue of runs that differ in one thing, and their table"),
     "save": ("save", "a trained model as a folder to be shared, with a model card"),
     "synth": ("synth", "write synthetic pedestrians as a Market-1501 folder"),

@@ -4,7 +4,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +16,14 @@ from dgfast.commands.command_line import check_name, read
 from dgfast.commands.quality import SEED, assess, truth_parameters
 from dgfast.commands.sources import open_data
 from dgfast.config import PRESETS, Config, check
-from dgfast.data import ReidData, evaluation_batches
+from dgfast.data import ReidData, choose_loader, evaluation_batches
 from dgfast.data.datasets import describe
 from dgfast.errors import CannotWrite, Diverged, Interrupted, UserError, within_memory
 from dgfast.files import write_json, write_png, write_text
 from dgfast.models import DGNet, Teacher
 from dgfast.models.dgnet import load_model
+from dgfast.reporting import Looks, look, write_report
+from dgfast.reporting.environment import environment
 from dgfast.retrieval.evaluation import evaluate, table
 from dgfast.retrieval.features import FeatureSettings
 from dgfast.retrieval.visualise import ranking_figure
@@ -252,8 +254,11 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         "device": torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else "cpu",
         "precision": trainer.precision.name,
         "torch": torch.__version__,
+        "environment": environment(
+            trainer.workers.world_size, choose_loader(config.data.loader, trainer.workers.device)[1]
+        ),
     }
-    text = ""
+    text, result = "", None
     if reason := data.why_no_scores():
         report["no_scores"] = reason
         print(f"\n{data.name}: no scores, because {reason}")
@@ -268,9 +273,21 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         parameters = truth_parameters(settings.image_size, TRUE_SWAPS, seed)
         quality = assess(networks, parameters, config.evaluation.alpha, Eyes(lite0.installed()))
         report["quality"] = quality.to_json()
+        write_png(quality.picture(), run / "truth.png")
         text += f"\n{TRUE_SWAPS} true swaps of other people (docs/generation.md)\n{short_table(quality.measured)}\n"
     if text:
         write_text(text, run / "table.txt")
         print(f"\n{text}")
     write_json(report, run / "report.json")
-    print(f"run directory  {run}\npicture        {run / 'swaps.png'}\nreport         {run / 'report.json'}")
+    page = _page(run, lambda: look(data, networks, teacher, settings, result))
+    print(f"run directory  {run}\npicture        {run / 'swaps.png'}\nreport         {page or run / 'report.json'}")
+
+
+def _page(run: Path, see: Callable[[], Looks]) -> Path | None:
+    """Write the page of a finished run; a run does not fail for it, whatever stands against it."""
+    try:
+        return write_report(run, see())
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        say(f"without {run / run_directory.PAGE}: {reason}; the run is complete: try `dgfast report {run}`")
+        return None

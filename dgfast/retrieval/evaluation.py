@@ -54,6 +54,10 @@ class Evaluation:
     """
     distances: Tensor
     """[Q, G]: those of the last kind of feature, not re-ranked."""
+    query: Tensor
+    """[Q, D]: the last kind of feature."""
+    gallery: Tensor
+    """[G, D]: the same of the gallery."""
 
 
 def evaluate(
@@ -95,7 +99,7 @@ def evaluate(
             scores[f"{name}_reranked"] = _reranked_scores(
                 query[name].to(settings.device), gallery[name].to(settings.device), data, reranking
             )
-    return Evaluation(scores, distances)
+    return Evaluation(scores, distances, query[name], gallery[name])
 
 
 def _rows(

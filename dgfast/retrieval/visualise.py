@@ -16,6 +16,35 @@ FRAME, GAP = 3, 4  # pixels
 RIGHT, WRONG, QUERY = (0, 160, 60), (205, 30, 30), (60, 60, 60)  # colours of the frames
 
 
+class Answers:
+    """Which gallery images count as answers to a query, and which of them are right, as in `cmc_map`.
+
+    Images of the query's identity in its camera and identity -1 are left out, and identity 0 is never right.
+
+    Args:
+        query: Q query images.
+        gallery: G gallery images.
+    """
+
+    def __init__(self, query: Sequence[Record], gallery: Sequence[Record]):
+        self.query = query
+        self.persons = np.array([record.person for record in gallery], int)
+        self.cameras = np.array([record.camera for record in gallery], int)
+
+    def of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The answers to one query.
+
+        Args:
+            index: of the query.
+        Returns:
+            the gallery images that count, in ascending order [K], and whether each is right [K] bool.
+        """
+        record = self.query[index]
+        same = self.persons == record.person
+        kept = np.flatnonzero(~(same & (self.cameras == record.camera)) & (self.persons != JUNK))
+        return kept, same[kept] & (record.person != DISTRACTOR)
+
+
 def ranking_figure(
     query: Sequence[Record],
     gallery: Sequence[Record],
@@ -27,8 +56,7 @@ def ranking_figure(
 ) -> None:
     """Write a PNG of some queries with their nearest gallery images under the Market-1501 protocol.
 
-    As in `cmc_map`, images of the query's identity in its camera and identity -1 are left out, identity 0 is never
-    right, and the lower index wins a tie.
+    `Answers` says which images count; the lower index wins a tie.
 
     Args:
         query: Q query images.
@@ -47,20 +75,16 @@ def ranking_figure(
             f"ranking_figure: distances of shape {list(distances.shape)} for {len(query)} queries and "
             f"{len(gallery)} gallery images; expected [queries, gallery]"
         )
-    gallery_ids = np.array([r.person for r in gallery], int)
-    gallery_cameras = np.array([r.camera for r in gallery], int)
+    answers = Answers(query, gallery)
     shown = np.unique(np.linspace(0, len(query) - 1, min(queries, len(query))).round().astype(int))
     pitch = CELL[0] + 2 * FRAME + GAP, CELL[1] + 2 * FRAME + GAP
     sheet = Image.new("RGB", (GAP + pitch[0] * (1 + top) + 2 * GAP, GAP + pitch[1] * len(shown)), "white")
     for row, index in enumerate(shown):
         record, y = query[index], GAP + row * pitch[1]
         sheet.paste(_framed(record, QUERY), (GAP, y))
-        same_id = gallery_ids == record.person
-        kept = np.flatnonzero(~(same_id & (gallery_cameras == record.camera)) & (gallery_ids != JUNK))
-        nearest = kept[np.argsort(distances[index, kept], kind="stable")[:top]]
-        for place, match in enumerate(nearest):
-            right = same_id[match] and record.person != DISTRACTOR
-            cell = _framed(gallery[match], RIGHT if right else WRONG)
+        kept, right = answers.of(index)
+        for place, nearest in enumerate(np.argsort(distances[index, kept], kind="stable")[:top]):
+            cell = _framed(gallery[kept[nearest]], RIGHT if right[nearest] else WRONG)
             sheet.paste(cell, (3 * GAP + (1 + place) * pitch[0], y))
     write_png(np.asarray(sheet), path)
 

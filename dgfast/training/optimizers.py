@@ -12,6 +12,26 @@ from dgfast.models import DGNet, Teacher
 from dgfast.models.appearance import AppearanceEncoder
 
 
+def decay(iteration: int, milestones: Sequence[int]) -> float:
+    """What the first learning rates are multiplied by in an iteration: 0.1 for each milestone that it has reached.
+
+    Args:
+        iteration: from 0.
+        milestones: iterations, counted from 0, at which the rates drop.
+    """
+    return 0.1 ** sum(iteration >= milestone for milestone in milestones)
+
+
+def reconstruction_milestones(config: OptimConfig) -> list[int]:
+    """The milestones of the stage before DG-Net's: at the same share of its iterations as the DG-Net stage's first.
+
+    Args:
+        config: iterations and milestones.
+    """
+    share = config.milestones[0] / max(1, config.iterations) if config.milestones else 1.0
+    return [round(share * config.generator_iterations)]
+
+
 class Schedule:
     """Multiplies all learning rates of an optimiser by 0.1 at each milestone.
 
@@ -33,7 +53,7 @@ class Schedule:
         Args:
             iteration: from 0.
         """
-        factor = 0.1 ** sum(iteration >= milestone for milestone in self.milestones)
+        factor = decay(iteration, self.milestones)
         for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
             group["lr"] = rate * factor
 

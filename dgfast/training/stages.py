@@ -24,6 +24,7 @@ from .optimizers import (
     appearance_optimizer,
     discriminator_optimizer,
     generator_optimizer,
+    reconstruction_milestones,
     restore,
     teacher_optimizer,
 )
@@ -237,9 +238,7 @@ class ReconstructionStage(_TwoStreams):
         self.networks = networks
         self.precision = precision
         self.optimizer = generator_optimizer(networks, config.optim)
-        # Its rate falls at the same share of its iterations as the DG-Net stage's first does.
-        share = config.optim.milestones[0] / max(1, config.optim.iterations) if config.optim.milestones else 1.0
-        self.schedule = Schedule(self.optimizer, [round(share * config.optim.generator_iterations)])
+        self.schedule = Schedule(self.optimizer, reconstruction_milestones(config.optim))
         objective = ReconstructionObjective(networks, config, precision)
         self.update = Update(objective, [self.optimizer], workers, precision, parts=1, clip=config.optim.clip_gradient)
 
