@@ -35,6 +35,7 @@ from dgfast.commands import (
     quality,
     report,
     rerank,
+    save,
     sources,
     synth,
     train,
@@ -64,6 +65,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "ablation": (ablation.Command,),
     "verify": (verify.Command,),
     "report": (report.Command,),
+    "save": (save.Command,),
 }
 USUAL = {  # so that many draws get beyond the flags that are missing
     "eval": ["--run", "run"],

@@ -15,6 +15,7 @@ from dgfast.commands import (
     quality,
     report,
     rerank,
+    save,
     synth,
     train,
     verify,
@@ -39,6 +40,7 @@ KINDS = {
     "ablation": ablation.Command,
     "verify": verify.Command,
     "report": report.Command,
+    "save": save.Command,
 }
 
 
