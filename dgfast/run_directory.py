@@ -256,7 +256,7 @@ def read_config(run: Path) -> Config:
         )
     try:
         return from_json(json.loads(file.read_text()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}); expected what dgfast wrote there") from error
 
 
