@@ -36,6 +36,7 @@ DatasetName = Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "f
 Variant = Literal["labeled", "detected"]
 LoaderName = Literal["auto", "dali", "torchvision"]
 CacheName = Literal["ram", "none"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 TEACHER_IMAGES = 4  # two samples, one of each stream, give the teacher each image and its positive
 
@@ -264,7 +265,10 @@ class RunConfig:
     threads: Threads = 0
     """CPU threads of each process; 0 leaves torch's choice."""
     log_every: Count = 50
-    """Iterations between two lines of metrics.jsonl and TensorBoard."""
+    """Iterations between two lines of metrics.jsonl, and between two points of a tracker's curves."""
+    track: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where curves and pictures are shown, none or several: tensorboard; wandb and mlflow, which are extras
+    (docs/training.md)."""
     sample_every: Count = 2_000
     """Iterations between two sample grids."""
     checkpoint_every: Count = 2_000
@@ -332,6 +336,8 @@ def check(config: Config) -> None:
         model.discriminator_scales,
         f"at most {scales} for images whose shorter side is {shorter}",
     )
+    track = config.run.track
+    expect(len(set(track)) == len(track), "track", " ".join(track), "each tracker once")
     people = synthetic.synthetic_train_identities + synthetic.synthetic_test_identities
     expect(people >= 2, "synthetic_test_identities", synthetic.synthetic_test_identities, "two people altogether")
     few, many = synthetic.synthetic_cameras

@@ -167,6 +167,7 @@ def stopped_early(place):
 
     patch.setattr(Trainer, "__init__", make)
     patch.setattr(Trainer, "train", begin)
+    patch.setattr(train, "tracking", begin)
     patch.setattr(torch, "set_num_threads", lambda _: None)
     patch.setattr(sources, "_built_in_pedestrians", lambda *_: place / "market")
     patch.setattr(evaluate, "evaluate", begin)

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
 from dgfast.ablation import Group, Row, Run, bars, chosen, plan, read_results, summary, table, work
 from dgfast.commands.command_line import read
 from dgfast.commands.sources import open_data
-from dgfast.commands.train import ConfigFile, defaults, print_config
+from dgfast.commands.train import defaults, print_config
 from dgfast.config import Config, check
 from dgfast.errors import UserError
 from dgfast.files import write_json, write_png, write_text
@@ -39,7 +41,7 @@ class Command:
 
     config: Config = field(default_factory=Config)
     """Every setting of the runs."""
-    config_: ConfigFile = None
+    config_: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """File with settings of training, YAML or the config.json of a run; flags override them."""
     print_config: bool = False
     """Print all settings of training as a file for --config, and begin no run."""

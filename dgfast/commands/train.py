@@ -34,6 +34,7 @@ from dgfast.synthesis.quality import short_table
 from dgfast.training.distributed import Workers
 from dgfast.training.samples import spread
 from dgfast.training.stage_log import say
+from dgfast.training.trackers import FINAL, require, tracking
 from dgfast.training.trainer import Trainer
 
 HELP = """Train DG-Net: the teacher first, then the networks against it; then evaluate both.
@@ -50,8 +51,6 @@ Settings in a file: --print-config > my.yaml, then --config my.yaml (docs/traini
 SWAPS = 7  # bodies and clothes of the swap matrix
 TRUE_SWAPS = 40  # swaps that are compared with the rendered truth; they take a few seconds
 
-ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config")]  # `config` is the field of all settings
-
 
 @dataclass(frozen=True)
 class Command:
@@ -61,7 +60,7 @@ class Command:
     """Every setting of the run."""
     resume: Path | None = None
     """Run directory of an earlier run to go on with."""
-    config_: ConfigFile = None
+    config_: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """File with settings, YAML or the config.json of a run; flags override them."""
     print_config: bool = False
     """Print all settings as a file for --config, and train nothing."""
@@ -80,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     command = parse(sys.argv[1:] if argv is None else argv)
     config = command.config
     check(config)
+    require(config.run.track)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -97,6 +97,8 @@ def main(argv: list[str] | None = None) -> None:
             # Not before the trainer has been made: settings that cannot be trained leave nothing behind.
             trainer.run = workers.share(_begin(config, data, stack) if workers.first else Path())
         run = trainer.run
+        if workers.first:
+            trainer.tracker = stack.enter_context(tracking(run, config))
         began = time.time()
         try:
             networks, teacher = trainer.train()
@@ -272,7 +274,9 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
             evaluation_batches(settings.loader, bodies, settings.image_size, len(bodies), device=settings.device)
         )
         structures, appearances = images.chunk(2)
-        write_png(swap_matrix(networks, structures, appearances).numpy(), run / "swaps.png")
+        swaps = swap_matrix(networks, structures, appearances)
+        write_png(swaps.numpy(), run / "swaps.png")
+        trainer.tracker.picture(FINAL, 0, "swaps", swaps)
     report = {
         "dataset": data.name,
         "train_images": len(data.train),
@@ -290,6 +294,7 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
     else:
         result = evaluate(data, networks, teacher, settings)
         report["scores"] = result.scores
+        trainer.tracker.scores(result.scores)
         ranking_figure(data.query, data.gallery, result.distances.numpy(), run / "rankings.png")
         text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n"
     if config.data.data_root is None:
