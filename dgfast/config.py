@@ -5,6 +5,7 @@ Field names are unique across the whole tree, so that each is one flag of the co
 """
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -35,6 +36,7 @@ DatasetName = Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "f
 Variant = Literal["labeled", "detected"]
 LoaderName = Literal["auto", "dali", "torchvision"]
 CacheName = Literal["ram", "none"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 TEACHER_IMAGES = 4  # two samples, one of each stream, give the teacher each image and its positive
 
@@ -263,7 +265,10 @@ class RunConfig:
     threads: Threads = 0
     """CPU threads of each process; 0 leaves torch's choice."""
     log_every: Count = 50
-    """Iterations between two lines of metrics.jsonl and TensorBoard."""
+    """Iterations between two lines of metrics.jsonl, and between two points of a tracker's curves."""
+    track: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where curves and pictures are shown, none or several: tensorboard; wandb and mlflow, which are extras
+    (docs/training.md)."""
     sample_every: Count = 2_000
     """Iterations between two sample grids."""
     checkpoint_every: Count = 2_000
@@ -331,6 +336,8 @@ def check(config: Config) -> None:
         model.discriminator_scales,
         f"at most {scales} for images whose shorter side is {shorter}",
     )
+    track = config.run.track
+    expect(len(set(track)) == len(track), "track", " ".join(track), "each tracker once")
     people = synthetic.synthetic_train_identities + synthetic.synthetic_test_identities
     expect(people >= 2, "synthetic_test_identities", synthetic.synthetic_test_identities, "two people altogether")
     few, many = synthetic.synthetic_cameras
@@ -371,33 +378,39 @@ def to_json(config: Any) -> Any:
     return list(config) if isinstance(config, tuple) else config
 
 
-def from_json(values: dict[str, Any]) -> Config:
+def from_json(values: dict[str, Any], base: Config | None = None) -> Config:
     """The configuration that `to_json` wrote.
 
     Args:
-        values: dictionaries by field name; entries that are missing take their defaults.
+        values: dictionaries by field name.
+        base: gives the entries that are missing; None: the fields' own defaults.
     Returns:
         the tree of dataclasses.
     Raises:
         TypeError: an entry has an unknown name, or holds something else.
     """
-    return _decode(values, Config)
+    return _decode(values, Config, "the configuration", base or Config())
 
 
-def _decode(value: Any, kind: Any) -> Any:
-    """A JSON value as the type that a field is annotated with."""
+def _decode(value: Any, kind: Any, name: str, base: Any = None) -> Any:
+    """A JSON value as the type that a field is annotated with; `base` is what a dataclass is filled up from."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise TypeError(f"found {type(value).__name__}, expected the entries of {kind.__name__}")
+            raise TypeError(f"{name} is {_short(value)}; expected its settings by their names")
         hints = get_type_hints(kind)
-        unknown = set(value) - hints.keys()
-        if unknown:
-            raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
-        return kind(**{name: _decode(entry, hints[name]) for name, entry in value.items()})
+        if unknown := sorted(set(value) - hints.keys()):
+            raise TypeError(f"{name} has {', '.join(unknown)}; expected names of settings")
+        return replace(
+            base, **{entry: _decode(found, hints[entry], entry, getattr(base, entry)) for entry, found in value.items()}
+        )
     if get_origin(kind) in (Union, UnionType):
-        return None if value is None else _decode(value, next(k for k in get_args(kind) if k is not NoneType))
+        return None if value is None else _decode(value, next(k for k in get_args(kind) if k is not NoneType), name)
     if get_origin(kind) is tuple:
-        return tuple(_decode(entry, get_args(kind)[0]) for entry in value)
+        kinds = get_args(kind)
+        alike = kinds[-1] is Ellipsis
+        if not isinstance(value, list) or not (alike or len(value) == len(kinds)):
+            raise TypeError(f"{name} is {_short(value)}; expected a list{'' if alike else f' of {len(kinds)}'}")
+        return tuple(_decode(entry, kinds[0], name) for entry in value)
     if get_origin(kind) is Literal:
         fits = value in get_args(kind)
     elif kind is float:
@@ -405,8 +418,25 @@ def _decode(value: Any, kind: Any) -> Any:
     else:
         fits = type(value) is (str if kind is Path else kind)
     if not fits:
-        raise TypeError(f"found {value!r}, expected {getattr(kind, '__name__', kind)}")
+        one_of = ", ".join(map(str, get_args(kind)))
+        raise TypeError(f"{name} is {_short(value)}; expected {_IN_WORDS.get(kind) or f'one of {one_of}'}")
     return Path(value) if kind is Path else value
+
+
+_IN_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text, in quotes if need be",
+    Path: "a path, in quotes if need be",
+}
+
+
+def _short(value: Any) -> str:
+    """A value for a message: containers by their kind alone, whose contents may be anything."""
+    if isinstance(value, (dict, list)):
+        return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
+    return "null" if value is None else reprlib.repr(value)
 
 
 def _quickstart() -> Config:

@@ -6,7 +6,9 @@ data.json               which images it was begun with, as a fingerprint of thei
 checkpoints/            STAGE-NNNNNNNN.pt, the last two of each stage
 teacher.safetensors     the trained teacher (baseline)
 model.safetensors       the trained DG-Net
-metrics.jsonl           losses and speed, a line each `--log-every` iterations; tensorboard/ holds the same
+metrics.jsonl           losses and speed, a line each `--log-every` iterations
+tensorboard/, wandb/, mlflow/  the same and pictures, for the trackers that `--track` names
+tracked.json            by which names W&B and MLflow know the run, so that a resumed one goes on there
 samples/NNNNNNNN.png    people in each other's clothes while the training goes on
 table.txt, report.json  scores of the finished run
 swaps.png, rankings.png pictures of the finished run
@@ -43,6 +45,8 @@ TEACHER = "teacher.safetensors"
 MODEL = "model.safetensors"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+MLFLOW = "mlflow"
+TRACKED = "tracked.json"
 SAMPLES = "samples"
 TABLE = "table.txt"
 CARD = "README.md"  # of a folder to be shared
@@ -255,7 +259,7 @@ def read_config(run: Path) -> Config:
         )
     try:
         return from_json(json.loads(file.read_text()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}); expected what dgfast wrote there") from error
 
 

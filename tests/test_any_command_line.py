@@ -1,8 +1,9 @@
 """Any value of any flag gives a run, or one line: never a traceback.
 
 Command lines are drawn from the flags that each command has, by their types: numbers within and far outside their
-ranges, words, files that hold something else. They are followed up to the first iteration, the first features or the
-first picture; networks have shapes but no memory. DGFAST_DRAWS sets the number of draws for each command.
+ranges, words, files that hold something else; files of settings hold any names and values. They are followed up to the
+first iteration, the first features or the first picture; networks have shapes but no memory. DGFAST_DRAWS sets the
+number of draws for each command.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -41,7 +43,7 @@ from dgfast.commands import (
     train,
     verify,
 )
-from dgfast.config import PRESETS
+from dgfast.config import PRESETS, Config
 from dgfast.data.loaders import choose
 from dgfast.errors import UserError
 from dgfast.models import DGNet
@@ -171,6 +173,7 @@ def stopped_early(place):
 
     patch.setattr(Trainer, "__init__", make)
     patch.setattr(Trainer, "train", begin)
+    patch.setattr(train, "tracking", begin)
     patch.setattr(torch, "set_num_threads", lambda _: None)
     patch.setattr(sources, "_built_in_pedestrians", lambda *_: place / "market")
     patch.setattr(evaluate, "evaluate", begin)
@@ -300,6 +303,67 @@ def test_any_value_gives_a_run_or_one_line(command, place):
 
     follow()
     complain(failed)
+
+
+def settings_files() -> st.SearchStrategy[bytes]:
+    """What a file of settings may hold: mostly YAML with names of settings, sometimes anything."""
+    known = [name for name, _, _ in fields(Config)]
+    sections = [field.name for field in dataclasses.fields(Config)]
+    names = st.one_of(st.sampled_from(known), st.sampled_from(known).map(lambda name: flag(name)[2:]), WORDS)
+    plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), NUMBERS, PATHS, WORDS)
+    one = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=2))
+    typed = [
+        st.tuples(st.just(name), values(annotation, bare, name).map(functools.partial(unquoted, bare)))
+        for name, annotation, bare in fields(Config)
+    ]
+    flat = st.lists(st.one_of(*typed, st.tuples(names, one)), max_size=4).map(dict)
+    mapping = st.one_of(flat, st.dictionaries(st.one_of(st.sampled_from(sections), names), flat, max_size=3))
+    text = mapping.map(lambda entries: yaml.safe_dump(entries, allow_unicode=True).encode(errors="replace"))
+    torn = st.builds(lambda content, at, piece: content[:at] + piece + content[at:], text, st.integers(0, 99), PIECES)
+    return st.one_of(text, text, torn, st.text(max_size=40).map(str.encode), st.binary(max_size=40))
+
+
+PIECES = st.one_of(
+    st.binary(max_size=4),
+    st.sampled_from(
+        [b"&a ", b"*a", b"!!int ", b"!x ", b"<<: ", b"? ", b"- ", b"---\n", b"...\n", b"%", b"\t", b"{", b"'"]
+    ),
+)
+
+
+def unquoted(kind: Any, words: list[str]) -> Any:
+    """What follows a flag, as its value in a file."""
+    plain = [yaml.safe_load(word) if word.replace(".", "").isdigit() else word for word in words]
+    if kind is bool:
+        return True
+    return plain if get_origin(kind) is tuple else plain[0]
+
+
+@pytest.mark.parametrize("command", ["train", "profile", "ablation"])
+def test_any_file_of_settings_gives_a_run_or_one_line(command, place):
+    failed: dict[str, list[str]] = {}
+    read = []
+
+    @settings(
+        max_examples=DRAWS,
+        derandomize=DRAWS == 40,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(settings_files(), st.sampled_from(["any.yaml", "any.json", "other/config.json"]))
+    def follow(content: bytes, name: str) -> None:
+        file = place.parent / "settings" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        if what := outcome([command, "--config", str(file), "--no-start-from-teacher"]):
+            failed.setdefault(what, [command, repr(content)])
+        read.append(content)
+
+    follow()
+    complain(failed)
+    assert len(read) >= DRAWS // 2
 
 
 NEEDED = {

@@ -252,6 +252,11 @@ def test_what_cannot_be_scored_says_why(query, gallery, reason):
     assert found.startswith(reason) and bool(found) == bool(reason)
 
 
+def test_the_home_of_nobody_is_one_line():
+    with pytest.raises(UserError, match="data root ~nobody-of-that-name/market begins with ~ and no user of that name"):
+        load_reid("~nobody-of-that-name/market")
+
+
 def test_wrong_root(tmp_path, load):
     put(tmp_path, "here.txt", "data/readme.txt")
     with pytest.raises(UserError, match="nowhere does not exist; found data, here.txt in"):

@@ -65,7 +65,7 @@ OTHER_PROGRAMS = {
     "compute-sanitizer": "--tool --leak-check",
     "git and pre-commit": "--all-files",
     "ruff and clang-format": "--check --fix --dry-run",
-    "tensorboard": "--logdir",
+    "tensorboard and mlflow": "--logdir --backend-store-uri",
 }
 
 

@@ -1,5 +1,6 @@
 """Disks that are full and places that are not ours: one line with the path, and nothing half-written."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -25,6 +26,7 @@ from dgfast.models.dgnet import make_teacher, save_model
 from dgfast.profiling.trace import read
 from dgfast.training import checkpoint
 from dgfast.training.stage_log import StageLog
+from dgfast.training.trackers import _TensorBoard
 from tests import tiny
 
 
@@ -88,26 +90,27 @@ def test_a_run_that_finds_no_room_says_how_it_goes_on(market, tmp_path):
 
 def test_numbers_that_find_no_room_end_in_one_line(tmp_path, capfd):
     """TensorBoard writes in a thread; its traceback would be a second word on the same matter."""
-    log = StageLog(tmp_path, "dgnet", 0, 10_000, 1)
+    board = _TensorBoard(tmp_path)
+    log = StageLog(tmp_path, "dgnet", 0, 10_000, 1, board)
     with no_file_above(8192):
         with pytest.raises(CannotWrite, match="metrics.jsonl cannot be written"):
             for iteration in range(2000):
                 log.write(iteration, {"loss": 1.0, "other": 2.0})
-    try:
-        log.close()
-    except CannotWrite:
-        pass
+    for close in (log.close, lambda: board.close(False)):
+        with contextlib.suppress(CannotWrite):
+            close()
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_dead_tensorboard_is_silent_in_its_thread(tmp_path, capfd):
-    log = StageLog(tmp_path, "dgnet", 0, 10_000, 1)
+    board = _TensorBoard(tmp_path)
+    log = StageLog(tmp_path, "dgnet", 0, 10_000, 1, board)
     log.file.close()
     log.file = open(os.devnull, "w")  # noqa: SIM115 (closed by the log): only TensorBoard finds no room
     with no_file_above(100), pytest.raises(OSError):
         for iteration in range(2000):
             log.write(iteration, {"loss": 1.0})
-            log.board.flush()
+            board.board.flush()
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -71,7 +71,7 @@ def spoil(run: Path, name: str, content: bytes | None) -> None:
     ("name", "content", "says", "resumable"),
     [
         ("config.json", b"[]", "cannot be read", False),
-        ("config.json", b'{"optim": {"iterations": "many"}}', "found 'many', expected int", False),
+        ("config.json", b'{"optim": {"iterations": "many"}}', "iterations is 'many'; expected a whole number", False),
         ("config.json", b'{"optim": {"iterations": -4}}', "--iterations is -4", False),
         ("data.json", b"{}", "cannot be read", False),
         ("data.json", b'{"fingerprint": "another"}', "not those that the run began with", False),

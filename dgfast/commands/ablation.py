@@ -2,14 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
+
+import tyro
 
 from dgfast.ablation import Group, Row, Run, bars, chosen, plan, read_results, summary, table, work
 from dgfast.commands.command_line import read
 from dgfast.commands.sources import open_data
-from dgfast.commands.train import preset_of
+from dgfast.commands.train import defaults, print_config
 from dgfast.config import Config, check
 from dgfast.errors import UserError
 from dgfast.files import write_json, write_png, write_text
@@ -39,6 +41,10 @@ class Command:
 
     config: Config = field(default_factory=Config)
     """Every setting of the runs."""
+    config_: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """File with settings of training, YAML or the config.json of a run; flags override them."""
+    print_config: bool = False
+    """Print all settings of training as a file for --config, and begin no run."""
     rows: tuple[str, ...] = ()
     """Rows by their names; those that they are compared with come by themselves. Default: all."""
     groups: tuple[Group, ...] = ()
@@ -97,16 +103,17 @@ def parse(argv: list[str]) -> Command:
         what to do.
     Raises:
         UserError: a setting that no run can have, or that the queue sets itself.
-        SystemExit: --help.
+        SystemExit: --help, --print-config.
     """
-    preset = preset_of(argv)
-    default = replace(preset, run=replace(preset.run, out=Path("ablation"), threads=1))
+    default = defaults(argv, out=Path("ablation"), threads=1)
     command = read(Command, argv, prog="dgfast ablation", description=HELP, default=Command(default))
     config = command.config
+    if command.print_config:
+        print_config(config)
     check(config)
     for part in ("run", "teaching"):
         for name in ("name", "seed", "stop_after", "teacher"):
-            given, usual = (getattr(getattr(source, part), name, None) for source in (config, default))
+            given, usual = (getattr(getattr(source, part), name, None) for source in (config, Config()))
             if given != usual:
                 raise UserError(
                     f"--{name.replace('_', '-')} is {given}; expected none: the queue gives every run its own (--seeds)"

@@ -88,8 +88,7 @@ def read_some(
         if not end.code:
             raise
         raise UserError(f"{_complaint(said.getvalue())}; {prog} --help explains the flags") from None
-    check_numbers(found)
-    _check_names(found)
+    check_settings(found)
     return found, rest
 
 
@@ -156,6 +155,18 @@ def check_name(field: str, name: Path | str) -> None:
     path = os.fsencode(name)
     fits = len(path) <= 2000 and all(len(part) <= 200 for part in path.split(b"/"))
     expect(fits, field, f"{str(name)[:40]}...", "at most 200 bytes for each name in a path")
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse the first number that is out of its range, or the first name that no file system takes.
+
+    Args:
+        settings: dataclass of flags; dataclasses in it are looked through, too.
+    Raises:
+        UserError: it names the flag.
+    """
+    check_numbers(settings)
+    _check_names(settings)
 
 
 def _check_names(settings: Any) -> None:

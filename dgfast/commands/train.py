@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import torch
+import tyro
 
 from dgfast import run_directory
+from dgfast.commands import config_file
 from dgfast.commands.command_line import check_name, read
 from dgfast.commands.quality import SEED, assess, truth_parameters
 from dgfast.commands.sources import open_data
-from dgfast.config import PRESETS, Config, check
+from dgfast.config import Config, check
 from dgfast.data import ReidData, choose_loader, evaluation_batches
 from dgfast.data.datasets import describe
 from dgfast.errors import CannotWrite, Diverged, Interrupted, UserError, within_memory
@@ -33,6 +36,7 @@ from dgfast.synthesis.quality import short_table
 from dgfast.training.distributed import Workers
 from dgfast.training.samples import spread
 from dgfast.training.stage_log import say
+from dgfast.training.trackers import FINAL, require, tracking
 from dgfast.training.trainer import Trainer
 
 HELP = """Train DG-Net: the teacher first, then the networks against it; then evaluate both.
@@ -43,6 +47,8 @@ With a data set: --preset market1501 --data-root /data/Market-1501 (also dukemtm
 
 To go on after a stop: --resume RUN_DIR. Every flag overrides the preset, or the resumed run's value; the defaults
 below are those of the preset given with --preset.
+
+Settings in a file: --print-config > my.yaml, then --config my.yaml (docs/training.md).
 """
 SWAPS = 7  # bodies and clothes of the swap matrix
 TRUE_SWAPS = 40  # swaps that are compared with the rendered truth; they take a few seconds
@@ -56,6 +62,10 @@ class Command:
     """Every setting of the run."""
     resume: Path | None = None
     """Run directory of an earlier run to go on with."""
+    config_: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """File with settings, YAML or the config.json of a run; flags override them."""
+    print_config: bool = False
+    """Print all settings as a file for --config, and train nothing."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,6 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     command = parse(sys.argv[1:] if argv is None else argv)
     config = command.config
     check(config)
+    require(config.run.track)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -88,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
             # Not before the trainer has been made: settings that cannot be trained leave nothing behind.
             trainer.run = workers.share(_begin(config, data, stack) if workers.first else Path())
         run = trainer.run
+        if workers.first:
+            trainer.tracker = stack.enter_context(tracking(run, config))
         began = time.time()
         try:
             with within_memory(
@@ -112,37 +125,61 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str], prog: str = "dgfast train", also: Iterable[str] = ()) -> Command:
-    """Read the command line.
+    """Read the command line. With --print-config, print what it says and leave the process.
 
     Args:
         argv: flags.
         prog: the command that mistakes in the flags are blamed on.
         also: further flags of that command.
     Returns:
-        what to do: the flags, and for those not given the values of the preset or of the resumed run.
+        what to do: the flags, and for those not given the values of the file, the preset or the resumed run.
     Raises:
-        UserError: an unknown preset, a run directory that holds no run; see also `command_line.read`.
-        SystemExit: --help.
+        UserError: an unknown preset, a file that holds no settings, a run directory that holds no run; see also
+            `command_line.read`.
+        SystemExit: --help, --print-config.
     """
     resume = _value_of("--resume", argv)
-    if resume is not None:
+    if resume is None:
+        default = defaults(argv)
+    else:
         check_name("resume", resume)
-    default = preset_of(argv) if resume is None else run_directory.read_config(Path(resume))
-    return read(Command, argv, prog=prog, description=HELP, default=Command(default), also=also)
+        if (file := _value_of("--config", argv)) is not None:
+            raise UserError(
+                f"--config {file} does not go with --resume {resume}, which goes on with its own settings; leave one of"
+                " them away"
+            )
+        default = run_directory.read_config(Path(resume))
+    command = read(Command, argv, prog=prog, description=HELP, default=Command(default), also=also)
+    if command.print_config:
+        print_config(command.config)
+    return command
 
 
-def preset_of(argv: list[str]) -> Config:
-    """The preset that a command line names, whose settings are the defaults of its other flags.
+def defaults(argv: list[str], **own: Any) -> Config:
+    """The settings that the other flags of a command line override: of the file and the preset that it names.
 
     Args:
         argv: flags.
+        own: settings of the run that the command has in place of the preset's.
     Raises:
-        UserError: there is no such preset.
+        UserError: there is no such preset, or the file does not serve.
     """
-    preset = _value_of("--preset", argv) or "quickstart"
-    if preset not in PRESETS:
-        raise UserError(f"--preset is {preset!r}; expected one of {', '.join(PRESETS)}")
-    return PRESETS[preset]
+    file = _value_of("--config", argv)
+    if file is not None:
+        check_name("config", file)
+    return config_file.under_flags(None if file is None else Path(file), _value_of("--preset", argv), **own)
+
+
+def print_config(config: Config) -> NoReturn:
+    """Do what --print-config asks for.
+
+    Args:
+        config: every setting.
+    Raises:
+        SystemExit: always, with status 0.
+    """
+    print(config_file.as_yaml(config), end="")
+    sys.exit(0)
 
 
 def _value_of(flag: str, argv: list[str]) -> str | None:
@@ -244,7 +281,9 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
             evaluation_batches(settings.loader, bodies, settings.image_size, len(bodies), device=settings.device)
         )
         structures, appearances = images.chunk(2)
-        write_png(swap_matrix(networks, structures, appearances).numpy(), run / "swaps.png")
+        swaps = swap_matrix(networks, structures, appearances)
+        write_png(swaps.numpy(), run / "swaps.png")
+        trainer.tracker.picture(FINAL, 0, "swaps", swaps)
     report = {
         "dataset": data.name,
         "train_images": len(data.train),
@@ -265,6 +304,7 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
     else:
         result = evaluate(data, networks, teacher, settings)
         report["scores"] = result.scores
+        trainer.tracker.scores(result.scores)
         ranking_figure(data.query, data.gallery, result.distances.numpy(), run / "rankings.png")
         text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n"
     if config.data.data_root is None:

@@ -23,6 +23,7 @@ from .distributed import Votes, Workers
 from .loss_watch import LossWatch
 from .stage_log import StageLog, say
 from .stages import Stage
+from .tracker import Tracker
 
 _NAMED = 40  # images that the message about a loss names
 
@@ -55,6 +56,7 @@ def run_stage(
     config: RunConfig,
     workers: Workers,
     global_batch: int,
+    tracker: Tracker,
     picture: Callable[[int], Tensor] | None = None,
 ) -> None:
     """Bring a stage to its last iteration, from its newest checkpoint or from the start.
@@ -67,6 +69,7 @@ def run_stage(
         config: seeds and intervals.
         workers: the processes.
         global_batch: samples per stream and iteration of all processes; a checkpoint of another number is refused.
+        tracker: where the numbers and pictures are shown; first process alone.
         picture: iteration -> sample grid [H, W, 3] uint8, every `sample_every` iterations; first process alone.
     Raises:
         Diverged: a loss is not finite; the newest checkpoint is from before it.
@@ -85,7 +88,7 @@ def run_stage(
             say(f"{stage.name}: has {start} iterations behind it already, {asked}: left as it is")
         return
     images = global_batch * stage.images_per_sample
-    log = StageLog(run, stage.name, start, iterations, images) if workers.first else None
+    log = StageLog(run, stage.name, start, iterations, images, tracker) if workers.first else None
     loader = make_loader(start)
 
     writer = checkpoint.Writer(folder, stage.name, read)

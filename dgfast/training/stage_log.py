@@ -1,17 +1,17 @@
-"""What a run says while it runs: a progress bar, metrics.jsonl and TensorBoard, all by the first process alone."""
+"""What a run says while it runs: a progress bar, metrics.jsonl and the trackers, all by the first process alone."""
 
 import json
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dgfast.files import write_text, writing
-from dgfast.run_directory import METRICS, TENSORBOARD
+from dgfast.run_directory import METRICS
+
+from .tracker import Tracker
 
 # What the progress bar shows of the numbers.
 SHOWN = ("g/total", "g/image", "g/identity", "g/primary", "d/total", "loss", "accuracy", "images_per_s")
@@ -26,17 +26,18 @@ class StageLog:
         start: first iteration.
         total: number of iterations at the end of the stage.
         images_per_iteration: of all processes, for images/s.
+        tracker: where else the numbers go.
     """
 
-    def __init__(self, run: Path, stage: str, start: int, total: int, images_per_iteration: int):
+    def __init__(self, run: Path, stage: str, start: int, total: int, images_per_iteration: int, tracker: Tracker):
         self.stage = stage
         self.images = images_per_iteration
         self.path = run / METRICS
         _drop_lines(self.path, stage, start)
         with writing(self.path):
             self.file = self.path.open("a")
-        _say_nothing_of_full_disks()
-        self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start, filename_suffix=f".{stage}")
+        self.tracker = tracker
+        tracker.stage(stage, start)
         self.bar = tqdm(initial=start, total=total, desc=stage, unit="it", dynamic_ncols=True, mininterval=0.5)
 
     def tick(self) -> None:
@@ -44,7 +45,7 @@ class StageLog:
         self.bar.update()
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Write the numbers of one iteration into both files, and the most telling into the bar.
+        """Write the numbers of one iteration into the file and the trackers, and the most telling into the bar.
 
         Args:
             iteration: from 0.
@@ -57,13 +58,12 @@ class StageLog:
         with writing(self.path):
             self.file.write(json.dumps({"stage": self.stage, "iteration": iteration, **values}) + "\n")
             self.file.flush()
-            for name, value in values.items():
-                self.board.add_scalar(f"{self.stage}/{name}", value, iteration)
+            self.tracker.scalars(self.stage, iteration, values)
         shown = {name.split("/")[-1]: f"{value:.3g}" for name, value in values.items() if name in SHOWN}
         self.bar.set_postfix(shown, refresh=False)
 
     def picture(self, iteration: int, name: str, image: Tensor) -> None:
-        """Show a picture in TensorBoard.
+        """Hand a picture to the trackers.
 
         Args:
             iteration: from 0.
@@ -71,10 +71,10 @@ class StageLog:
             image: [H, W, 3] uint8.
         """
         with writing(self.path):
-            self.board.add_image(f"{self.stage}/{name}", image, iteration, dataformats="HWC")
+            self.tracker.picture(self.stage, iteration, name, image)
 
     def close(self) -> None:
-        """Write what is still in memory and close the files.
+        """Write what is still in memory and close the file.
 
         Raises:
             CannotWrite: a full disk, for example.
@@ -82,19 +82,6 @@ class StageLog:
         self.bar.close()
         with writing(self.path):
             self.file.close()
-            self.board.close()
-
-
-def _say_nothing_of_full_disks() -> None:
-    """TensorBoard writes in a thread and hands an error over to the next call. The thread's own traceback adds
-    nothing to the line in which the run then ends."""
-
-    def say_of_others(error: threading.ExceptHookArgs) -> None:
-        is_tensorboard = type(error.thread).__module__.startswith("tensorboard.")
-        if not (is_tensorboard and isinstance(error.exc_value, OSError)):
-            threading.__excepthook__(error)
-
-    threading.excepthook = say_of_others
 
 
 def say(message: str) -> None:

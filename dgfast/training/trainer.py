@@ -24,6 +24,7 @@ from .loop import run_stage
 from .precision import MixedPrecision
 from .samples import sample_grid, spread
 from .stages import DGNetStage, ReconstructionStage, Stage, TeacherStage
+from .trackers import NONE
 
 Network = TypeVar("Network", bound=nn.Module)
 log = logging.getLogger("dgfast")
@@ -46,6 +47,7 @@ class Trainer:
 
     def __init__(self, config: Config, data: ReidData, run: Path, workers: Workers, cache: Path):
         self.config, self.data, self.run, self.workers, self.cache = config, data, run, workers, cache
+        self.tracker = NONE  # may be set before `train`: where numbers and pictures are shown
         self.image_size = (config.data.image_height, config.data.image_width)
         if not data.train:
             raise UserError(f"{data.root} has no training images; expected at least two identities to train on")
@@ -122,6 +124,7 @@ class Trainer:
             self.config.run,
             self.workers,
             samples * self.workers.world_size,
+            self.tracker,
             picture,
         )
 

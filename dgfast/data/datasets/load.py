@@ -53,7 +53,10 @@ def load_reid(
             a missing file.
         ValueError: an unknown split.
     """
-    root = Path(root).expanduser()
+    try:
+        root = Path(root).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"data root {root} begins with ~ and no user of that name; expected a folder") from error
     if kind not in get_args(DatasetName):
         kinds = ", ".join(get_args(DatasetName))
         raise UserError(f"kind {kind!r} of data set; expected one of {kinds}; pass one of them")
