@@ -99,7 +99,7 @@ def _help_once() -> contextlib.AbstractContextManager[object]:
 
 
 def flags(kind: Any) -> list[str]:
-    """Every flag of a dataclass.
+    """Every flag of a dataclass; what is given by its place is none.
 
     Args:
         kind: dataclass of flags; the fields of dataclasses in it are flags, too.
@@ -108,7 +108,7 @@ def flags(kind: Any) -> list[str]:
     for field in dataclasses.fields(kind):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             found += flags(field.type)
-        else:
+        elif tyro.conf.Positional not in getattr(field.type, "__metadata__", ()):
             found.append(flag(field.name))
             if field.type is bool:
                 found.append("--no-" + found[-1][2:])
@@ -163,8 +163,9 @@ def _check_names(settings: Any) -> None:
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
             _check_names(value)
-        elif isinstance(value, (Path, str)):
-            check_name(field.name, value)
+        for name in value if isinstance(value, tuple) else (value,):
+            if isinstance(name, (Path, str)):
+                check_name(field.name, name)
 
 
 def _complaint(box: str) -> str:
