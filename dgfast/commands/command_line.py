@@ -50,7 +50,10 @@ def read(
     refuse_unknown(argv, [*flags(kind), *also], prog)
     found, rest = read_some(kind, argv, prog=prog, description=description, default=default)
     if rest:
-        raise UserError(f"{rest[0]!r} belongs to no flag; expected flags and their values: {prog} --help lists them")
+        order = (
+            "what has no flag first, then flags and their values" if _takes_words(kind) else "flags and their values"
+        )
+        raise UserError(f"{rest[0]!r} belongs to no flag; expected {order}: {prog} --help lists them")
     return found
 
 
@@ -108,7 +111,7 @@ def flags(kind: Any) -> list[str]:
     for field in dataclasses.fields(kind):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             found += flags(field.type)
-        elif tyro.conf.Positional not in getattr(field.type, "__metadata__", ()):
+        elif not _has_place(field):
             found.append(flag(field.name))
             if field.type is bool:
                 found.append("--no-" + found[-1][2:])
@@ -156,6 +159,16 @@ def check_name(field: str, name: Path | str) -> None:
     path = os.fsencode(name)
     fits = len(path) <= 2000 and all(len(part) <= 200 for part in path.split(b"/"))
     expect(fits, field, f"{str(name)[:40]}...", "at most 200 bytes for each name in a path")
+
+
+def _takes_words(kind: Any) -> bool:
+    """Whether a command takes words without a flag."""
+    return any(_has_place(field) for field in dataclasses.fields(kind))
+
+
+def _has_place(field: dataclasses.Field) -> bool:
+    """Whether a field is given by its place on the command line, without a flag."""
+    return tyro.conf.Positional in getattr(field.type, "__metadata__", ())
 
 
 def _check_names(settings: Any) -> None:

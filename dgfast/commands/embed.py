@@ -50,7 +50,9 @@ dgfast embed clip.mp4 --boxes tracks.txt --out people.npy            (people in 
 class Command:
     """What the command line says."""
 
-    sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]", help_behavior_hint="")]
+    sources: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]", help_behavior_hint="")
+    ]
     """Folders with all below them, .txt lists (a path a line, as seen from the list), patterns in quotes, or images,
     each of which shows one person; or one video with --boxes."""
     out: Path

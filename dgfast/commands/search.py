@@ -257,6 +257,9 @@ def _table(found: Sequence[tuple[Shown, list[Hit]]], threshold: float | None) ->
     lines: list[str] = []
     for query, hits in found[:PRINTED]:
         lines += ["", f"query  {_named(query)}"]
+        if not hits:
+            lines.append("  nothing: the gallery holds this very file alone")
+            continue
         far = any(hit.distance is not None for hit in hits)
         lines.append(
             f"{'rank':>6}{'score':>8}{'distance' if far else '':>{10 * far}}{'identity':>10}{'camera':>8}   image"

@@ -158,8 +158,8 @@ def save(vectors: Vectors, path: Path) -> list[Path]:
     with ExitStack() as stack:
         partial = {file.suffix: stack.enter_context(replacing(file)) for file in files}
         if path.suffix == ".npy":
-            with partial[".npy"].open("wb") as file:
-                np.save(file, vectors.values)
+            with partial[".npy"].open("wb") as numbers:
+                np.save(numbers, vectors.values)
             partial[".json"].write_text(json.dumps(description, indent=2) + "\n")
         elif path.suffix == ".safetensors":
             try:
@@ -171,8 +171,8 @@ def save(vectors: Vectors, path: Path) -> list[Path]:
             _write_parquet(vectors.values, columns, description, partial[path.suffix])
         else:
             # Names of files may hold bytes that are no text; they come out as they are.
-            with partial[".csv"].open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
+            with partial[".csv"].open("w", encoding="utf-8", errors="surrogateescape", newline="") as index:
+                writer = csv.writer(index, lineterminator="\n")
                 writer.writerow(columns)
                 writer.writerows(zip(*columns.values(), strict=True))
     return files
