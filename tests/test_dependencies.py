@@ -23,7 +23,15 @@ from tests import tiny
 from tools.list_dependencies import constraints, licence
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = ("apex", "faiss", "torch_fidelity", "anny", "scipy", "dgfast")  # the body pack was exported with two of them
+OPTIONAL = (
+    "apex",
+    "faiss",
+    "torch_fidelity",
+    "anny",
+    "scipy",
+    "pyarrow",
+    "dgfast",
+)  # the body pack was exported with two of them
 
 
 def listed() -> dict[str, tuple[str, str]]:
