@@ -129,11 +129,14 @@ def test_scores_above_the_threshold_of_the_model_are_marked(place, tmp_path, cap
     call(*words)
     assert [hit["same_person_likely"] for hit in found(tmp_path)[0]["found"]] == [True] * 3 + [False] * 7
     assert f"{scores[2]:.3f}*" in capsys.readouterr().out
+    assert search.likely_from(folder, 0.5) == threshold
+    (folder / "verification.json").write_text(json.dumps({"alpha": 0.7} | thresholds))
+    assert search.likely_from(folder, 0.5) is None
     (folder / "verification.json").write_text('{"thresholds": {}}')
-    assert search.likely_from(folder) is None
+    assert search.likely_from(folder, 0.5) is None
     (folder / "verification.json").write_text("[]")
     with pytest.raises(UserError, match="verification.json cannot be read"):
-        search.likely_from(folder)
+        search.likely_from(folder, 0.5)
 
 
 @pytest.mark.parametrize("of_video", [False, True])

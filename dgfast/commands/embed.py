@@ -64,7 +64,7 @@ class Command:
     """The people in a video: rows frame,id,left,top,width,height,... as trackers write them (MOTChallenge; frames from
     1), or .json as tests/goldens/real_pedestrian_boxes.json has it."""
     batch_size: BatchSize = 64
-    """Pictures per forward pass."""
+    """Pictures per forward pass, each with its mirror image."""
     loader: LoaderName = "auto"
     """What decodes and resizes images; auto: DALI where it works, else torchvision."""
     loader_workers: Threads = 2

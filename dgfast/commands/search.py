@@ -29,6 +29,7 @@ from dgfast.retrieval.neighbours import checked_pair
 from dgfast.retrieval.saved_vectors import Shown, Vectors
 from dgfast.retrieval.searching import most_alike, scores_of
 from dgfast.retrieval.visualise import QUERY, RIGHT, UNKNOWN, WRONG, Cell, draw_rankings
+from dgfast.run_directory import VERIFICATION
 
 log = logging.getLogger("dgfast")
 
@@ -43,7 +44,6 @@ dgfast search --query a.jpg b.jpg --gallery vectors.npy --top 20     (vectors th
 
 dgfast search --query queries/ --gallery crops/ --rerank --out found/        (docs/reranking.md)
 """
-VERIFICATION = "verification.json"  # beside a model: from which scores on two pictures show the same person
 RATE = "0.01"  # of pairs of different people, which reach the threshold that is taken from there
 PRINTED, DRAWN, DRAWN_TOP = 20, 40, 20  # queries in the table; queries and gallery images of each in the picture
 
@@ -72,7 +72,7 @@ class Command:
     lambda_: Annotated[Share, tyro.conf.arg(name="lambda")] = Reranking.lambda_
     """Re-ranking: weight of the original distance, 0 to 1."""
     batch_size: BatchSize = 64
-    """Pictures per forward pass."""
+    """Pictures per forward pass, each with its mirror image."""
     loader: LoaderName = "auto"
     """What decodes and resizes images; auto: DALI where it works, else torchvision."""
     loader_workers: Threads = 2
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     if reranking:
         reranking.check(len(paths[0]), len(gallery.values))
     query = vectors_of_images(model, paths[0], *how)
-    threshold = likely_from(model.folder)
+    threshold = likely_from(model.folder, model.alpha)
     found = find(query, gallery, command.top, reranking, threshold, model.device)
     report, picture = command.out / "search.json", command.out / "search.png"
     about = {
@@ -132,20 +132,22 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\npicture  {picture}\nreport   {report}")
 
 
-def likely_from(folder: Path) -> float | None:
+def likely_from(folder: Path, alpha: float) -> float | None:
     """The score from which on two pictures most likely show the same person: one of 100 pairs of strangers reaches it.
 
     Args:
         folder: of the model.
+        alpha: weight of the fine-grained cosine in the scores.
     Returns:
-        None where it was not measured.
+        None where it was not measured, or with another alpha.
     Raises:
         UserError: the file of the model's thresholds holds something else.
     """
     file = folder / VERIFICATION
     try:
-        point = json.loads(file.read_text(encoding="utf-8"))["thresholds"].get(RATE)
-        return None if point is None else float(point["threshold"])
+        values = json.loads(file.read_text(encoding="utf-8"))
+        point = values["thresholds"].get(RATE)
+        return None if point is None or values.get("alpha", alpha) != alpha else float(point["threshold"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

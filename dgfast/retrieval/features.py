@@ -25,7 +25,7 @@ class FeatureSettings:
     alpha: float
     """Weight of the fine-grained cosine beside the primary one, >= 0."""
     batch: int
-    """Images per forward pass."""
+    """Images per forward pass, each with its mirror image."""
     workers: int
     """Threads (DALI) or processes (torchvision) that read images."""
     device: torch.device
@@ -87,8 +87,9 @@ def mirrored(halves: Halves, images: Tensor) -> list[Tensor]:
     Returns:
         for each half [N, D] float32, on the images' device.
     """
-    both = zip(halves(images), halves(images.flip(3)), strict=True)
-    return [F.normalize(F.normalize(x.float()) + F.normalize(m.float())) for x, m in both]
+    # Together in one pass, which takes less time than two of half the size.
+    both = (half.float().chunk(2) for half in halves(torch.cat([images, images.flip(3)])))
+    return [F.normalize(F.normalize(x) + F.normalize(m)) for x, m in both]
 
 
 def extract(halves: Halves, records: Sequence[Record], settings: FeatureSettings, progress: str = "") -> list[Tensor]:
