@@ -36,6 +36,7 @@ from dgfast.commands import (
     quality,
     report,
     rerank,
+    save,
     search,
     sources,
     synth,
@@ -69,6 +70,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "report": (report.Command,),
     "embed": (embed.Command,),
     "search": (search.Command,),
+    "save": (save.Command,),
 }
 USUAL = {  # so that many draws get beyond the flags that are missing
     "eval": ["--run", "run"],
@@ -78,6 +80,7 @@ USUAL = {  # so that many draws get beyond the flags that are missing
     "report": ["--run", "run"],
     "synth": ["--out", "new", "--identities", "4"],
     "import-reference": ["--out", "new"],
+    "save": ["--model", "run", "--out", "new-model"],
     "embed": ["pictures", "--out", "new.npy"],
     "search": ["--query", "pictures", "--gallery", "market", "--out", "new"],
 }

@@ -16,6 +16,7 @@ from dgfast.commands import (
     quality,
     report,
     rerank,
+    save,
     search,
     synth,
     train,
@@ -43,6 +44,7 @@ KINDS = {
     "report": report.Command,
     "embed": embed.Command,
     "search": search.Command,
+    "save": save.Command,
 }
 
 

@@ -109,19 +109,20 @@ def main(argv: list[str] | None = None) -> None:
     require_writable(command.out, "pass another --out")
     saved = _saved(command.gallery)
     paths = images_of(command.query), [] if saved else images_of(command.gallery)
-    model = open_model(command.model)
-    how = command.batch_size, command.loader, command.loader_workers
-    gallery = _checked(saved, model, command.gallery[0]) if saved else vectors_of_images(model, paths[1], *how)
     reranking = Reranking(command.k1, command.k2, command.lambda_) if command.rerank else None
     if reranking:
-        reranking.check(len(paths[0]), len(gallery.values))
-    query = vectors_of_images(model, paths[0], *how)
+        reranking.check(len(paths[0]), len(saved.values) if saved else len(paths[1]))
+    model = open_model(command.model)
     threshold = likely_from(model.folder, model.alpha)
+    how = command.batch_size, command.loader, command.loader_workers
+    gallery = _checked(saved, model, command.gallery[0]) if saved else vectors_of_images(model, paths[1], *how)
+    query = vectors_of_images(model, paths[0], *how)
     found = find(query, gallery, command.top, reranking, threshold, model.device)
     report, picture = command.out / "search.json", command.out / "search.png"
     about = {
         "gallery": [str(source) for source in command.gallery],
         "images": len(gallery.values),
+        "model": vars(gallery.origin),
         "reranking": vars(reranking) if reranking else None,
         "same_person_from": threshold,
         "queries": [_about(one) | {"found": [_of_hit(n, hit) for n, hit in enumerate(hits, 1)]} for one, hits in found],
