@@ -19,7 +19,7 @@ from dgfast.files import write_text, writing
 from dgfast.model_card import model_card
 from dgfast.models import DGNet
 from dgfast.models.dgnet import load_model, save_model
-from dgfast.retrieval.features import FeatureSettings, combine, dgnet_halves, extract, mirrored
+from dgfast.retrieval.features import FeatureSettings, combine, dgnet_halves, extract_batches, mirrored
 from dgfast.run_directory import (
     BUNDLED,
     CARD,
@@ -120,8 +120,12 @@ class Model(DGNet):
                 device=self.device,
                 loader=loader,
             )
-            prim, fine = extract(halves, records, settings, progress)
-            return combine(prim, fine, self.alpha)
+            vectors = torch.empty(len(records), 2 * self.config.embedding)  # of very many, there is no room for a copy
+            filled = 0
+            for prim, fine in extract_batches(halves, records, settings, progress):
+                vectors[filled : filled + len(prim)] = combine(prim, fine, self.alpha)
+                filled += len(prim)
+            return vectors
         found = []
         for images in self.images(pictures).split(batch):
             prim, fine = mirrored(halves, images)

@@ -31,6 +31,7 @@ from dgfast.commands import (
     ablation,
     cli,
     doctor,
+    embed,
     evaluate,
     import_reference,
     profile,
@@ -38,6 +39,7 @@ from dgfast.commands import (
     report,
     rerank,
     save,
+    search,
     sources,
     synth,
     train,
@@ -46,6 +48,7 @@ from dgfast.commands import (
 from dgfast.config import PRESETS, Config
 from dgfast.data.loaders import choose
 from dgfast.errors import UserError
+from dgfast.inference import Model
 from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher, save_model
 from dgfast.profiling.measure import Measurement
@@ -67,6 +70,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "ablation": (ablation.Command,),
     "verify": (verify.Command,),
     "report": (report.Command,),
+    "embed": (embed.Command,),
+    "search": (search.Command,),
     "save": (save.Command,),
 }
 USUAL = {  # so that many draws get beyond the flags that are missing
@@ -77,6 +82,9 @@ USUAL = {  # so that many draws get beyond the flags that are missing
     "report": ["--run", "run"],
     "synth": ["--out", "new", "--identities", "4"],
     "import-reference": ["--out", "new"],
+    "save": ["--model", "run", "--out", "new-model"],
+    "embed": ["pictures", "--out", "new.npy"],
+    "search": ["--query", "pictures", "--gallery", "market", "--out", "new"],
 }
 
 
@@ -178,6 +186,7 @@ def stopped_early(place):
     patch.setattr(sources, "_built_in_pedestrians", lambda *_: place / "market")
     patch.setattr(evaluate, "evaluate", begin)
     patch.setattr(quality, "assess", begin)
+    patch.setattr(Model, "embed", begin)
     patch.setattr(quality, "evaluation_batches", begin)
     patch.setattr(dataset_module, "_finish", begin)
     patch.setattr(dataset_module, "count_images", lambda *_: 1)
@@ -374,15 +383,20 @@ NEEDED = {
 }
 
 
+NO_INPUT = ("out", "json", "trace")
+
+
 @pytest.mark.parametrize("command", KINDS)
 def test_a_file_that_holds_something_else_gives_one_line(command, place):
     failed: dict[str, list[str]] = {}
     names = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
     for kind in KINDS[command][:1]:
         for name, _, bare in fields(kind):
-            if bare is Path and name not in ("out", "json", "trace") or name == "backbone_weights":
+            if Path in (bare, *get_args(bare)) and name not in NO_INPUT or name == "backbone_weights":
                 for file in (*names, "loose/folder.jpg", "/dev/null"):
-                    words = [command, *USUAL.get(command, []), *NEEDED.get((command, name), []), flag(name), file]
+                    usual, needed = USUAL.get(command, []), NEEDED.get((command, name), [])
+                    given = [file, *usual[1:]] if name == "sources" else [*usual, *needed, flag(name), file]
+                    words = [command, *given]
                     if what := outcome(words):
                         failed.setdefault(what, words)
     complain(failed)

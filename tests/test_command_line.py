@@ -10,12 +10,14 @@ from dgfast.commands import (
     ablation,
     cli,
     doctor,
+    embed,
     evaluate,
     import_reference,
     quality,
     report,
     rerank,
     save,
+    search,
     synth,
     train,
     verify,
@@ -40,6 +42,8 @@ KINDS = {
     "ablation": ablation.Command,
     "verify": verify.Command,
     "report": report.Command,
+    "embed": embed.Command,
+    "search": search.Command,
     "save": save.Command,
 }
 
@@ -104,6 +108,8 @@ REQUIRED = {
     "quality": ["--run", "/nowhere"],
     "rerank": ["--query", "/nowhere/q.npy", "--gallery", "/nowhere/g.npy", "--out", "/nowhere/d.npy"],
     "synth": ["--out", "/nowhere/at/all", "--identities", "4"],
+    "embed": ["/nowhere", "--out", "/nowhere/v.npy"],
+    "search": ["--query", "/nowhere", "--gallery", "/nowhere"],
 }
 
 
@@ -151,6 +157,7 @@ def test_of_several_presets_the_last_gives_the_defaults():
 def test_flags_of_a_command():
     assert {"--run", "--rerank", "--no-rerank", "--lambda"} <= set(flags(evaluate.Command))
     assert {"--batch-size", "--resume", "--no-tf32"} <= set(flags(train.Command))
+    assert "--boxes" in flags(embed.Command) and "--sources" not in flags(embed.Command)
     assert profile_command.PROG == "dgfast profile"
 
 

@@ -8,20 +8,18 @@ good enough to see a model train, reconstruct and swap on photographs, but not t
 """
 
 import gzip
-import json
 import shutil
 import sys
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import cv2
 import numpy as np
 import tyro
-from tqdm import tqdm
 
+from dgfast.data.video import Box, read_boxes, read_frames
 from dgfast.errors import UserError
 from dgfast.files import replacing
 
@@ -29,49 +27,6 @@ VIDEO = "vtest.avi"
 PACKAGE_FOLDERS = (Path("/usr/share/doc/opencv-doc/examples"), Path("/usr/share/opencv4/samples"))
 PACKAGE_HINT = "install it with `apt-get install opencv-doc` or pass --video PATH"
 JPEG_QUALITY = 95
-
-
-@dataclass(frozen=True)
-class Box:
-    """One person in one frame."""
-
-    track: str
-    """Name of the track, which counts as the identity."""
-    frame: int
-    """Number of the frame, from 0."""
-    x0: int
-    """Left edge, pixels."""
-    y0: int
-    """Upper edge, pixels."""
-    x1: int
-    """Right edge, pixels; the first column that is not inside."""
-    y1: int
-    """Lower edge, pixels; the first row that is not inside."""
-
-
-def read_boxes(path: Path) -> list[Box]:
-    """The boxes in a file.
-
-    Args:
-        path: JSON file {"tracklets": {track: [[frame, x0, y0, x1, y1], ...]}}.
-    Raises:
-        UserError: it cannot be read, is no such file, or holds no box.
-    """
-    try:
-        tracks = json.loads(path.read_text(encoding="utf-8"))["tracklets"]
-        boxes = [Box(track, *map(int, row)) for track, rows in tracks.items() for row in rows]
-    except OSError as error:
-        raise UserError(
-            f"--boxes {path}: {error.strerror}; expected the JSON file of boxes in tests/goldens"
-        ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"--boxes {path}: not a file of boxes ({error!r}); "
-            'expected {"tracklets": {track: [[frame, x0, y0, x1, y1], ...]}}'
-        ) from error
-    if not boxes:
-        raise UserError(f"--boxes {path}: no boxes; expected at least one track")
-    return boxes
 
 
 def find_video(folders: tuple[Path, ...] = PACKAGE_FOLDERS) -> Path:
@@ -119,28 +74,17 @@ def _crop_frames(video: Path, boxes: list[Box], folder: Path) -> None:
     wanted: dict[int, list[Box]] = defaultdict(list)
     for box in boxes:
         wanted[box.frame].append(box)
-    last = max(wanted)
-    capture = cv2.VideoCapture(str(video))
-    try:
-        for number in tqdm(range(last + 1), desc=f"cropping {len(boxes)} boxes", unit="frame"):
-            good, frame = capture.read()
-            if not good:
-                raise UserError(
-                    f"--video {video}: {number} frames can be read, the boxes need {last + 1}; "
-                    f"expected {VIDEO} of opencv-doc; {PACKAGE_HINT}"
-                )
-            for box in wanted.get(number, ()):
-                _write(frame, box, folder)
-    finally:
-        capture.release()
+    hint = f"take {VIDEO} of opencv-doc; {PACKAGE_HINT}"
+    for number, _, frame in read_frames(video, wanted, progress=f"cropping {len(boxes)} boxes", hint=hint):
+        for box in wanted[number]:
+            _write(frame, box, folder)
 
 
 def _write(frame: np.ndarray, box: Box, folder: Path) -> None:
-    height, width = frame.shape[:2]
-    if not (0 <= box.x0 < box.x1 <= width and 0 <= box.y0 < box.y1 <= height):
+    if box.within(frame) != box or min(box.size) < 1:
         raise UserError(
             f"--boxes: box {box.x0, box.y0, box.x1, box.y1} of track {box.track} is not inside frame {box.frame} "
-            f"({width} x {height}); expected the boxes of this very video"
+            f"({frame.shape[1]} x {frame.shape[0]}); expected the boxes of this very video"
         )
     person = folder / box.track.zfill(4)
     person.mkdir(exist_ok=True)

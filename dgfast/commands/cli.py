@@ -12,6 +12,8 @@ COMMANDS = {  # name -> module in this folder, purpose
     "train": ("train", "train the teacher and DG-Net, evaluate, leave a table and a picture"),
     "eval": ("evaluate", "score a run on a data set"),
     "rerank": ("rerank", "re-rank saved features by k-reciprocal neighbours, exactly"),
+    "embed": ("embed", "vectors of people in images or in a video, in a file with an index"),
+    "search": ("search", "the pictures of a gallery that show the same person as a query"),
     "verify": ("verify", "check everything that a run directory holds, and whether it can be resumed"),
     "quality": ("quality", "compare generated pictures with the rendered truth"),
     "report": ("report", "write one page about a run: curves, scores, swaps, rankings, what E_a looks at"),

@@ -50,7 +50,10 @@ def read(
     refuse_unknown(argv, [*flags(kind), *also], prog)
     found, rest = read_some(kind, argv, prog=prog, description=description, default=default)
     if rest:
-        raise UserError(f"{rest[0]!r} belongs to no flag; expected flags and their values: {prog} --help lists them")
+        order = (
+            "what has no flag first, then flags and their values" if _takes_words(kind) else "flags and their values"
+        )
+        raise UserError(f"{rest[0]!r} belongs to no flag; expected {order}: {prog} --help lists them")
     return found
 
 
@@ -98,7 +101,7 @@ def _help_once() -> contextlib.AbstractContextManager[object]:
 
 
 def flags(kind: Any) -> list[str]:
-    """Every flag of a dataclass.
+    """Every flag of a dataclass; what is given by its place is none.
 
     Args:
         kind: dataclass of flags; the fields of dataclasses in it are flags, too.
@@ -107,7 +110,7 @@ def flags(kind: Any) -> list[str]:
     for field in dataclasses.fields(kind):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             found += flags(field.type)
-        else:
+        elif not _has_place(field):
             found.append(flag(field.name))
             if field.type is bool:
                 found.append("--no-" + found[-1][2:])
@@ -169,13 +172,24 @@ def check_settings(settings: Any) -> None:
     _check_names(settings)
 
 
+def _takes_words(kind: Any) -> bool:
+    """Whether a command takes words without a flag."""
+    return any(_has_place(field) for field in dataclasses.fields(kind))
+
+
+def _has_place(field: dataclasses.Field) -> bool:
+    """Whether a field is given by its place on the command line, without a flag."""
+    return tyro.conf.Positional in getattr(field.type, "__metadata__", ())
+
+
 def _check_names(settings: Any) -> None:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
             _check_names(value)
-        elif isinstance(value, (Path, str)):
-            check_name(field.name, value)
+        for name in value if isinstance(value, tuple) else (value,):
+            if isinstance(name, (Path, str)):
+                check_name(field.name, name)
 
 
 def _complaint(box: str) -> str:

@@ -11,12 +11,13 @@ import torch
 import tyro
 
 from dgfast.commands.command_line import read
-from dgfast.errors import UserError, out_of_memory, within_memory
+from dgfast.errors import UserError, within_memory
 from dgfast.files import replacing, require_writable
 from dgfast.ranges import Count, Share
 from dgfast.retrieval import Reranking, rerank, rerank_topk
 from dgfast.retrieval.neighbours import Metric
 from dgfast.retrieval.reranking import Variant
+from dgfast.retrieval.saved_vectors import read_array
 
 HELP = """Re-rank a gallery by k-reciprocal neighbours, exactly (Zhong et al., CVPR 2017).
 
@@ -132,21 +133,7 @@ def _device(name: str) -> torch.device:
 
 
 def _features(path: Path, device: torch.device) -> np.ndarray | torch.Tensor:
-    expected = "expected a NumPy file (.npy) of features [images, length], as numpy.save writes it"
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        if out_of_memory(error):
-            raise
-        raise UserError(
-            f"cannot read {path}: {error.strerror or 'it ends too early'}; {expected}; check the path"
-        ) from error
-    except (ValueError, EOFError) as error:  # NumPy's own message advises to allow pickles, which could run any code
-        raise UserError(f"{path} is no file of plain numbers, or is cut short; {expected}") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} holds several arrays; {expected}")
-    if array.ndim == 0:
-        raise UserError(f"{path} holds a single number; {expected}")
+    array = read_array(path)
     if device.type == "cpu" or array.dtype.kind != "f":
         return array
     return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))).to(device)

@@ -1,6 +1,6 @@
 """Test features of images: the normalised halves of each image and its mirror image (docs/method.md, section 3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ class FeatureSettings:
     alpha: float
     """Weight of the fine-grained cosine beside the primary one, >= 0."""
     batch: int
-    """Images per forward pass."""
+    """Images per forward pass, each with its mirror image."""
     workers: int
     """Threads (DALI) or processes (torchvision) that read images."""
     device: torch.device
@@ -87,24 +87,47 @@ def mirrored(halves: Halves, images: Tensor) -> list[Tensor]:
     Returns:
         for each half [N, D] float32, on the images' device.
     """
-    both = zip(halves(images), halves(images.flip(3)), strict=True)
-    return [F.normalize(F.normalize(x.float()) + F.normalize(m.float())) for x, m in both]
+    # Together in one pass, which takes less time than two of half the size.
+    both = (half.float().chunk(2) for half in halves(torch.cat([images, images.flip(3)])))
+    return [F.normalize(F.normalize(x) + F.normalize(m)) for x, m in both]
 
 
-@torch.inference_mode()
 def extract(halves: Halves, records: Sequence[Record], settings: FeatureSettings, progress: str = "") -> list[Tensor]:
     """The features of all records, in their order.
 
     Args:
         halves: features of a batch of normalised images on the device.
-        records: N images.
+        records: N images, at least one.
         settings: how features are made.
         progress: title of a progress bar, "" for none.
     Returns:
         for each half one [N, D] float32 tensor on the CPU.
     """
-    rows: list[list[Tensor]] = []
-    bar = tqdm(total=len(records), desc=progress, unit="image", disable=not progress, dynamic_ncols=True, leave=False)
+    return [torch.cat(column) for column in zip(*extract_batches(halves, records, settings, progress), strict=True)]
+
+
+@torch.inference_mode()
+def extract_batches(
+    halves: Halves, records: Sequence[Record], settings: FeatureSettings, progress: str = ""
+) -> Iterator[list[Tensor]]:
+    """The features of all records, in their order, batch by batch.
+
+    Args:
+        halves: see `extract`, as for all arguments.
+        records: see `extract`.
+        settings: see `extract`.
+        progress: see `extract`.
+    Yields:
+        for each half one [batch, D] float32 tensor on the CPU.
+    """
+    bar = tqdm(
+        total=len(records),
+        desc=progress,
+        unit="image",
+        disable=None if progress else True,
+        dynamic_ncols=True,
+        leave=False,
+    )
     batches = evaluation_batches(
         settings.loader,
         records,
@@ -115,9 +138,8 @@ def extract(halves: Halves, records: Sequence[Record], settings: FeatureSettings
     )
     with bar:
         for images, _ in batches:
-            rows.append([half.cpu() for half in mirrored(halves, images)])
+            yield [half.cpu() for half in mirrored(halves, images)]
             bar.update(len(images))
-    return [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
 def combine(prim: Tensor, fine: Tensor, alpha: float) -> Tensor:

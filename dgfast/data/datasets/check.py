@@ -87,7 +87,8 @@ def check_images(paths: Iterable[Path], root: Path, cache_dir: Path, *, progress
     if todo:
         # Pillow decodes outside the interpreter lock, so threads suffice.
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            results = tqdm(pool.map(_check, todo), "checking images", len(todo), disable=not progress, leave=False)
+            silent = None if progress else True  # None: where stderr is no terminal
+            results = tqdm(pool.map(_check, todo), "checking images", len(todo), disable=silent, leave=False)
             for path, result in zip(todo, results, strict=True):
                 known[names[path]] = [stamps[path], *result]
         try:
