@@ -49,7 +49,7 @@ class Evaluation:
     """Kind of feature -> name of the score -> percent.
 
     Kinds: histogram, baseline, prim, fine, both; and KIND_reranked, with the single-query scores only. Scores: rank1,
-    rank5, rank10, mAP, mAP_trapezoid, and with multi-query rank1_multi and mAP_multi. A multi-query takes all further
+    rank5, rank10, mAP, mAP_trapezoid, mINP, and with multi-query rank1_multi and mAP_multi. A multi-query takes all further
     images of the query's identity in its camera: the data set's own, or the gallery's.
     """
     distances: Tensor
@@ -139,6 +139,7 @@ def _single_query(hits: RankedHits) -> dict[str, float]:
         "rank10": mean.rank10,
         "mAP": mean.mAP,
         "mAP_trapezoid": trapezoid.mAP,
+        "mINP": mean.mINP,
     }
     return {name: _percent(value) for name, value in values.items()}
 
@@ -162,6 +163,7 @@ COLUMNS = {  # score -> title, width in characters
     "rank10": ("Rank-10", 8),
     "mAP": ("mAP", 8),
     "mAP_trapezoid": ("mAP trap.", 11),
+    "mINP": ("mINP", 8),
     "rank1_multi": ("multi R-1", 11),
     "mAP_multi": ("multi mAP", 11),
 }

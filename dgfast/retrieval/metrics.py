@@ -1,4 +1,4 @@
-"""How good a ranking is: CMC and mAP under the Market-1501 protocol, and the distances they are computed from.
+"""How good a ranking is: CMC, mAP and mINP under the Market-1501 protocol, and the distances they are computed from.
 
 Protocol (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015): for each query the gallery images
 of the same identity in the same camera are ignored, and so is identity -1; identity 0 marks distractors, which are
@@ -32,6 +32,11 @@ class RetrievalScores:
     """Share of queries with a correct match among the first 10 images, 0 .. 1."""
     mAP: float
     """Mean average precision, 0 .. 1."""
+    mINP: float
+    """Mean inverse negative penalty, 0 .. 1: a query's correct matches by the rank, from 1, of the last of them.
+
+    Source: Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2022.
+    """
     cmc: np.ndarray
     """[ranks]: share of queries with a correct match among the first 1, 2, ... images."""
     queries: int
@@ -106,7 +111,7 @@ def cmc_map(
     ap: AveragePrecision = "mean",
     ranks: int = 50,
 ) -> RetrievalScores:
-    """CMC and mAP of a distance matrix under the Market-1501 protocol, which this file's first lines describe.
+    """CMC, mAP and mINP of a distance matrix under the Market-1501 protocol, which this file's first lines describe.
 
     Equal distances are ranked by gallery index, the lower first. Queries with no correct match in the gallery are
     skipped and counted as such.
@@ -136,7 +141,7 @@ def cmc_map(
 
 
 class RankedHits:
-    """CMC and mAP of distances that come in blocks of queries, as from `rerank_blocks`, so that [Q, G] is never held.
+    """Scores of distances that come in blocks of queries, as from `rerank_blocks`, so that [Q, G] is never held.
 
         hits = RankedHits(query_ids, query_cameras, gallery_ids, gallery_cameras)
         for first, distances in blocks:
@@ -238,19 +243,21 @@ class RankedHits:
                 "images; expected the same identity in another camera; check identities and cameras"
             )
         starts = np.flatnonzero(np.diff(queries, prepend=-1))  # each query's hits stand together
+        found = hits[queries[starts]]
         # 0 for a query's best hit, 1 for the next, ...
-        place = np.arange(len(queries)) - np.repeat(starts, hits[queries[starts]])
+        place = np.arange(len(queries)) - np.repeat(starts, found)
         precision = (place + 1) / (hit_ranks + 1)
         if ap == "trapezoid":
             before = np.divide(place, hit_ranks, out=np.ones(len(place)), where=hit_ranks > 0)
             precision = (before + precision) / 2
         sums = np.bincount(queries, weights=precision, minlength=self.queries)
-        first = hit_ranks[starts]
+        first, last = hit_ranks[starts], hit_ranks[starts + found - 1]
         return RetrievalScores(
             rank1=float(np.mean(first < 1)),
             rank5=float(np.mean(first < 5)),
             rank10=float(np.mean(first < 10)),
             mAP=float(np.mean(sums[counted] / hits[counted])),
+            mINP=float(np.mean(found / (last + 1))),
             cmc=np.cumsum(np.bincount(first[first < ranks], minlength=ranks)) / len(first),
             queries=len(first),
             skipped=seen - len(first),
