@@ -49,8 +49,8 @@ class Evaluation:
     """Kind of feature -> name of the score -> percent.
 
     Kinds: histogram, baseline, prim, fine, both; and KIND_reranked, with the single-query scores only. Scores: rank1,
-    rank5, rank10, mAP, mAP_trapezoid, mINP, and with multi-query rank1_multi and mAP_multi. A multi-query takes all further
-    images of the query's identity in its camera: the data set's own, or the gallery's.
+    rank5, rank10, mAP, mAP_trapezoid, mINP, and with multi-query rank1_multi and mAP_multi. A multi-query takes all
+    further images of the query's identity in its camera: the data set's own, or the gallery's.
     """
     distances: Tensor
     """[Q, G]: those of the last kind of feature, not re-ranked."""
