@@ -10,6 +10,7 @@ metrics.jsonl           losses and speed, a line each `--log-every` iterations; 
 samples/NNNNNNNN.png    people in each other's clothes while the training goes on
 table.txt, report.json  scores of the finished run
 swaps.png, rankings.png pictures of the finished run
+verification.json       the score from which on two images show the same person, and its error rates
 quality.json, quality.txt, quality.png  what `dgfast quality` has measured
 """
 
@@ -18,6 +19,7 @@ import fcntl
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -41,6 +43,7 @@ MODEL = "model.safetensors"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 SAMPLES = "samples"
+VERIFICATION = "verification.json"
 BUNDLED = Path(__file__).parent / "bundled"  # the model that comes with dgfast, and its settings
 LATEST = "latest"  # a link beside the run directories to the newest of them
 
@@ -197,6 +200,47 @@ def read_data(run: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{file} cannot be read ({error}); expected what dgfast wrote there: put it back, or remove it if the data"
             " set is still the same"
+        ) from error
+
+
+def write_verification(values: Mapping[str, Any], run: Path) -> None:
+    """Write verification.json.
+
+    Args:
+        values: kind, alpha, eer, threshold_eer, thresholds, data and pairs, as docs/evaluation.md describes them.
+        run: run directory.
+    """
+    write_json(values, run / VERIFICATION)
+
+
+def read_verification(run: Path) -> dict[str, Any] | None:
+    """What verification.json says: from which score on two images show the same person.
+
+    Args:
+        run: run directory.
+    Returns:
+        what `write_verification` wrote; None where there is no such file, as in runs that were not evaluated since.
+    Raises:
+        UserError: it holds something else.
+    """
+    file = run / VERIFICATION
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text())
+        positive, negative = values["pairs"]
+        numbers = [values["alpha"], values["eer"], values["threshold_eer"], positive, negative]
+        for fpr, point in values["thresholds"].items():
+            numbers += [float(fpr), point["threshold"], point["tpr"]]
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            raise TypeError("a number is missing or not finite")
+        if not isinstance(values["kind"], str) or not isinstance(values["data"], str):
+            raise TypeError("kind and data are no texts")
+        return values
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}); expected what dgfast wrote there: put it back, or remove it and run"
+            f" `dgfast eval --run {run}`"
         ) from error
 
 

@@ -52,7 +52,7 @@ def count(scores, labels, block=3, order=None):
     pairs = PairScores(*labels)
     starts = list(range(0, len(scores), block))
     for i in order if order is not None else range(len(starts)):
-        pairs.add(starts[i], scores[starts[i] : starts[i] + block])
+        pairs.add(starts[i], 1 - scores[starts[i] : starts[i] + block])
     return pairs
 
 
@@ -83,11 +83,11 @@ def test_equals_sorted_scores(seed, queries, gallery, levels, dtype):
         return
     assert (found.positives, found.negatives) == (len(positive), len(negative))
     for fpr in wanted:
-        assert (found.at[fpr].tpr if fpr in found.at else None) == naive_tpr(positive, negative, fpr)
+        assert (found.at[fpr].tpr if found.at[fpr] else None) == naive_tpr(positive, negative, fpr)
     assert min(abs(found.eer - eer) for eer in naive_eer(positive, negative)) < 1e-12
-    for point in (found.equal, *found.at.values()):
+    for point in filter(None, (found.equal, *found.at.values())):
         assert (point.tpr, point.fpr) == naive_rates(positive, negative, point.threshold)
-    assert all(point.fpr <= fpr for fpr, point in found.at.items())
+    assert all(point.fpr <= fpr for fpr, point in found.at.items() if point)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -96,6 +96,7 @@ def test_rates_are_exact_for_scores_as_they_are(dtype):
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(40, 500, generator=generator, dtype=dtype) * 2 - 1
     scores[0, :3] = torch.tensor([1.0000002, -1.0000002, 1.0])
+    scores = 1 - (1 - scores)  # what can be had from a distance
     labels = np.arange(40) % 8 + 1, np.zeros(40), np.arange(500) % 9, np.ones(500)
     positive, negative = naive_pairs(scores.tolist(), *labels)
     found = count(scores, labels, block=7).verification((0.3, 0.01, 0.001))
@@ -113,7 +114,7 @@ def test_which_pairs_count_by_hand():
     found = count(scores, ([5, 0, -1], [1, 1, 1], *gallery)).verification((0.34, 0.33))
     assert (found.positives, found.negatives) == (1, 3)
     assert found.eer == 0 and found.equal.threshold == pytest.approx((0.7 + 0.8) / 2, abs=1e-5)
-    assert list(found.at) == [0.34] and found.at[0.34].threshold == pytest.approx((0.5 + 0.7) / 2, abs=1e-5)
+    assert found.at[0.33] is None and found.at[0.34].threshold == pytest.approx((0.5 + 0.7) / 2, abs=1e-5)
     assert (found.at[0.34].tpr, found.at[0.34].fpr) == (1, 1 / 3)
 
 
@@ -122,9 +123,17 @@ def test_a_rate_below_one_of_the_negatives_is_left_out():
     labels = np.arange(10) + 1, np.zeros(10), np.repeat(np.arange(10) + 1, 10), np.ones(100)
     scores = rng.uniform(-1, 1, (10, 100))
     found = count(scores, labels).verification()
-    assert found.negatives == 900 and list(found.at) == [0.01]
-    assert list(count(scores, labels).verification((0.0011, 0.00112)).at) == [0.00112]
+    assert found.negatives == 900 and [fpr for fpr, point in found.at.items() if point] == [0.01]
+    other = count(scores, labels).verification((0.0011, 0.00112)).at
+    assert other[0.0011] is None and other[0.00112].fpr == 1 / 900
     assert list(found.to_json()["thresholds"]) == ["0.01"]
+
+
+def test_the_score_is_the_product_by_the_squared_length():
+    distances = 1 - torch.tensor([[1.5, 0.75, 0.0]])
+    pairs = PairScores([1], [1], [1, 1, 2], [2, 2, 2], squared_length=1.5)
+    pairs.add(0, distances)
+    assert pairs.verification((1.0,)).equal.threshold == pytest.approx(0.25, abs=1e-5)
 
 
 def test_where_wrong_pairs_are_most_alike_no_pair_is_accepted():

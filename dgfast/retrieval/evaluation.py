@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
 from dgfast.models import DGNet, Teacher
 
+from .cameras import CameraPairs, camera_pairs
 from .features import FeatureSettings, combine, dgnet_halves, extract, teacher_halves
 from .histogram import histogram_features
 from .metrics import RankedHits, cmc_map, cosine_distances, multi_query
 from .reranking import Reranking, rerank_blocks
+from .verification import WANTED, PairScores, Verification
 
 FeatureRows = dict[str, Tensor]  # kind of feature -> [N, D]
 
@@ -54,6 +57,61 @@ class Evaluation:
     """
     distances: Tensor
     """[Q, G]: those of the last kind of feature, not re-ranked."""
+    verification: dict[str, Verification]
+    """Kind of feature -> thresholds of the score and their error rates; empty where all images show one person."""
+    cameras: CameraPairs
+    """Scores from camera to camera, of the last kind of feature."""
+    alphas: dict[float, dict[str, float]]
+    """Alpha -> single-query scores of "both" with it, percent, for each alpha asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the distances, for a report."""
+        values: dict[str, Any] = {
+            "scores": self.scores,
+            "verification": {kind: found.to_json() for kind, found in self.verification.items()},
+            "camera_pairs": {"kind": list(self.verification or self.scores)[-1]} | self.cameras.to_json(),
+        }
+        if self.alphas:
+            values["alphas"] = [{"alpha": alpha} | row for alpha, row in self.alphas.items()]
+        return values
+
+    def calibration(self, data: str, alpha: float) -> dict[str, Any] | None:
+        """What `run_directory.write_verification` takes.
+
+        Args:
+            data: name of the data set.
+            alpha: weight of the fine-grained cosine that the features were made with.
+        Returns:
+            None where there is no feature "both", or nothing to tell apart.
+        """
+        if "both" not in self.verification:
+            return None
+        return {"kind": "both", "alpha": alpha} | self.verification["both"].to_json() | {"data": data}
+
+    def text(self) -> str:
+        """Tables of the scores, of the pairs, and of alpha where it was asked for."""
+        parts = [table(self.scores)]
+        if self.verification:
+            parts.append(pairs_table(self.verification))
+        if self.alphas:
+            rows = {f"alpha {alpha:g}": row for alpha, row in self.alphas.items()}
+            parts.append(_table(rows, {name: COLUMNS[name] for name in next(iter(rows.values()))}))
+        return "\n\n".join(parts)
+
+
+def check_scorable(data: ReidData, reranking: Reranking | None = None) -> None:
+    """Refuse a data set that cannot be scored, before the features are made, which takes longest.
+
+    Args:
+        data: a data set.
+        reranking: settings that must fit it, if any.
+    Raises:
+        UserError: query or gallery is empty, no query has a match, or the re-ranking settings do not fit them.
+    """
+    if reason := data.why_no_scores():
+        raise UserError(f"{data.root} cannot be scored: {reason}")
+    if reranking is not None:
+        reranking.check(len(data.query), len(data.gallery))
 
 
 def evaluate(
@@ -62,6 +120,9 @@ def evaluate(
     teacher: Teacher | None,
     settings: FeatureSettings,
     reranking: Reranking | None = None,
+    *,
+    alphas: Sequence[float] = (),
+    fprs: Sequence[float] = WANTED,
 ) -> Evaluation:
     """Score every kind of feature that the networks give, and the colour histogram.
 
@@ -71,13 +132,16 @@ def evaluate(
         teacher: in eval mode; None leaves its feature out.
         settings: how features are made.
         reranking: scores each kind a second time, re-ranked; None does not.
+        alphas: further weights of the fine-grained cosine to score "both" with; the features are made once.
+        fprs: false-positive rates to find thresholds for, above 0, at most 1.
     Raises:
-        UserError: query or gallery is empty, no query has a match, or the re-ranking settings do not fit them.
+        UserError: see `check_scorable`; or alphas are given without DG-Net.
     """
-    if reason := data.why_no_scores():  # before the features are made, which takes longest
-        raise UserError(f"{data.root} cannot be scored: {reason}")
-    if reranking is not None:
-        reranking.check(len(data.query), len(data.gallery))
+    check_scorable(data, reranking)
+    if alphas and networks is None:
+        raise UserError(
+            "--alphas weighs the two features of DG-Net; expected a run with a trained DG-Net: leave it away"
+        )
     pairs = {(r.person, r.camera) for r in data.query}
     extra = [r for r in (data.multi_query or data.gallery) if (r.person, r.camera) in pairs]
     query, gallery = (_rows(records, networks, teacher, settings) for records in (data.query, data.gallery))
@@ -87,15 +151,26 @@ def evaluate(
         places = {r: i for i, r in enumerate(data.gallery)}
         chosen = torch.tensor([places[r] for r in extra], dtype=torch.int64)
         more = {name: rows[chosen] for name, rows in gallery.items()}
-    scores = {}
+    labels = *_labels(data.query), *_labels(data.gallery)
+    scores, verification = {}, {}
     for name in query:
         distances = cosine_distances(query[name], gallery[name])
         scores[name] = _scores(distances, query[name], gallery[name], more[name], data, extra)
+        # Of "both" the halves have length 1 and the root of alpha.
+        pair_scores = PairScores(*labels, squared_length=1 + settings.alpha if name == "both" else 1)
+        pair_scores.add(0, distances)
+        if found := pair_scores.verification(fprs):
+            verification[name] = found
         if reranking is not None:
             scores[f"{name}_reranked"] = _reranked_scores(
                 query[name].to(settings.device), gallery[name].to(settings.device), data, reranking
             )
-    return Evaluation(scores, distances)
+    sweep = {}
+    for alpha in alphas:
+        hits = RankedHits(*labels)
+        hits.add(0, cosine_distances(*(combine(rows["prim"], rows["fine"], alpha) for rows in (query, gallery))))
+        sweep[alpha] = _single_query(hits)
+    return Evaluation(scores, distances, verification, camera_pairs(distances, *labels), sweep)
 
 
 def _rows(
@@ -175,8 +250,36 @@ def table(scores: Mapping[str, Mapping[str, float]]) -> str:
     Args:
         scores: as in `Evaluation`.
     """
-    lines = [f"{'':<22}" + "".join(f"{title:>{width}}" for title, width in COLUMNS.values())]
-    for name, row in scores.items():
-        cells = ((f"{row[score]:.1f}" if score in row else "-", width) for score, (_, width) in COLUMNS.items())
-        lines.append(f"{TITLES.get(name, '  re-ranked'):<22}" + "".join(f"{text:>{width}}" for text, width in cells))
+    return _table(scores, COLUMNS)
+
+
+def pairs_table(verification: Mapping[str, Verification]) -> str:
+    """Error rates and thresholds as text, one line for each kind of feature.
+
+    Args:
+        verification: as in `Evaluation`; at least one.
+    """
+    *_, one = verification.values()
+    rates = {f"{fpr:g}": (f"TPR@{fpr:g}", 12) for fpr in one.at}
+    rows = {}
+    for kind, found in verification.items():
+        rows[kind] = {f"{fpr:g}": _percent(point.tpr) for fpr, point in found.at.items() if point}
+        rows[kind] |= {"eer": _percent(found.eer), "threshold": found.equal.threshold}
+    lines = _table(rows, {"eer": ("EER", 8), "threshold": ("threshold", 11)} | rates, "the same person?")
+    return f"{lines}\npairs of one person: {one.positives}, of two: {one.negatives}"
+
+
+def _table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, tuple[str, int]], corner: str = "") -> str:
+    """Text with a line for each row; a score that a row lacks is a dash."""
+    lines = [f"{corner:<22}" + "".join(f"{title:>{width}}" for title, width in columns.values())]
+    for name, row in rows.items():
+        title = TITLES.get(name, "  re-ranked" if name.endswith("_reranked") else name)
+        cells = ((_cell(score, row), width) for score, (_, width) in columns.items())
+        lines.append(f"{title:<22}" + "".join(f"{text:>{width}}" for text, width in cells))
     return "\n".join(lines)
+
+
+def _cell(score: str, row: Mapping[str, float]) -> str:
+    if score not in row:
+        return "-"
+    return f"{row[score]:.3f}" if score == "threshold" else f"{row[score]:.1f}"

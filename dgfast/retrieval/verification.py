@@ -2,9 +2,12 @@
 
 Every pair of a query and a gallery image counts that the protocol of `cmc_map` ranks: not those of one identity in one
 camera, and not identity -1. Pairs of one identity are positive, all others negative, distractors among them. A pair is
-called the same person if its score is at least the threshold. Thresholds are multiples of 2**-20, about 1e-6, which is
-little more than the rounding of a product of features. So two histograms with bins of that width hold all there is to
-know: nothing is sorted, no pair is kept, and the rates at a threshold are exact.
+called the same person if its score is at least the threshold. The score is the features' dot product divided by their
+squared length, -1 .. 1: the cosine, or of DG-Net's test feature the weighted mean of its two cosines.
+
+Thresholds are multiples of 2**-20, about 1e-6, which is little more than the rounding of a product of features. So two
+histograms with bins of that width hold all there is to know: nothing is sorted, no pair is kept, and the rates at a
+threshold are exact.
 """
 
 from collections.abc import Iterable
@@ -46,9 +49,9 @@ class Verification:
     """Pairs of two identities."""
     equal: OperatingPoint
     """Where the shares of wrong answers to positive and to negative pairs differ least."""
-    at: dict[float, OperatingPoint]
-    """Wanted false-positive rate -> the lowest threshold that keeps it. A rate that is less than one of the negative
-    pairs is left out: these pairs say nothing of it."""
+    at: dict[float, OperatingPoint | None]
+    """Wanted false-positive rate, descending -> the lowest threshold that keeps it. None where the rate is less than
+    one of the negative pairs: they say nothing of it."""
 
     @property
     def eer(self) -> float:
@@ -56,27 +59,39 @@ class Verification:
         return (self.equal.fpr + 1 - self.equal.tpr) / 2
 
     def to_json(self) -> dict[str, object]:
-        """All of it, as `run_directory.write_verification` takes it; wanted rates as text, such as "0.001"."""
+        """All of it, without rates that the pairs say nothing of; wanted rates as text, such as "0.001"."""
         return {
             "eer": self.eer,
             "threshold_eer": self.equal.threshold,
             "thresholds": {
-                f"{fpr:g}": {"threshold": point.threshold, "tpr": point.tpr} for fpr, point in self.at.items()
+                f"{fpr:g}": {"threshold": point.threshold, "tpr": point.tpr}
+                for fpr, point in self.at.items()
+                if point is not None
             },
             "pairs": [self.positives, self.negatives],
         }
 
 
 class PairScores:
-    """Counts scores that come in blocks of queries, so that [Q, G] is never held.
+    """Counts scores whose distances come in blocks of queries, so that [Q, G] need not be held.
 
-    pairs = PairScores(query_ids, query_cameras, gallery_ids, gallery_cameras)
-    for first, scores in blocks:
-        pairs.add(first, scores)
-    pairs.verification()
+        pairs = PairScores(query_ids, query_cameras, gallery_ids, gallery_cameras)
+        for first, distances in blocks:
+            pairs.add(first, distances)
+        pairs.verification()
+
+    What is kept is how many pairs have which score.
     """
 
-    def __init__(self, query_ids: Labels, query_cameras: Labels, gallery_ids: Labels, gallery_cameras: Labels):
+    def __init__(
+        self,
+        query_ids: Labels,
+        query_cameras: Labels,
+        gallery_ids: Labels,
+        gallery_cameras: Labels,
+        *,
+        squared_length: float = 1,
+    ):
         """The labels of the images.
 
         Args:
@@ -84,47 +99,53 @@ class PairScores:
             query_cameras: [Q] integers.
             gallery_ids: [G] integers, identities.
             gallery_cameras: [G] integers.
+            squared_length: of every feature: 1, or of DG-Net's test feature 1 + alpha.
         Raises:
             UserError: the numbers of identities and cameras differ.
         """
+        self._squared_length = squared_length
         self._labels = LabelledPairs(query_ids, query_cameras, gallery_ids, gallery_cameras)
         self._seen = np.zeros(self._labels.queries, bool)
         self._positive = torch.zeros(_BINS, dtype=torch.int64)
         self._negative = torch.zeros(_BINS, dtype=torch.int64)
 
-    def add(self, first: int, scores: Array) -> None:
+    def add(self, first: int, distances: Array) -> None:
         """Count the scores of some queries; each query once, in any order.
 
         Args:
             first: the first of the queries.
-            scores: [queries, G], -1 .. 1, greater is more alike: the dot product of unit vectors, or of test features
-                divided by 1 + alpha. What rounding puts beyond 1 counts as 1.
+            distances: [queries, G], as from `cosine_distances`: 1 - the dot product.
         Raises:
-            UserError: the shape does not fit, a query came before, or a score is NaN.
+            UserError: the shape does not fit, a query came before, or a distance is NaN.
         """
-        scores, labels = torch.as_tensor(scores), self._labels
-        stop = first + len(scores)
+        distances, labels = torch.as_tensor(distances), self._labels
+        stop = first + len(distances)
         if (
-            scores.ndim != 2
-            or scores.shape[1] != labels.gallery
+            distances.ndim != 2
+            or distances.shape[1] != labels.gallery
             or first < 0
             or stop > labels.queries
             or self._seen[first:stop].any()
         ):
             raise UserError(
-                f"PairScores.add: scores of shape {list(scores.shape)} from query {first} on, of {labels.queries} "
-                f"queries and {labels.gallery} gallery images; expected [queries, gallery], and each query once"
+                f"PairScores.add: distances of shape {list(distances.shape)} from query {first} on, of "
+                f"{labels.queries} queries and {labels.gallery} gallery images; expected [queries, gallery], and each "
+                "query once"
             )
         self._seen[first:stop] = True
         rows = max(1, _PAIRS_A_CALL // max(1, labels.gallery))
-        for start in range(0, len(scores), rows):
-            self._add(first + start, scores[start : start + rows].cpu())
+        for start in range(0, len(distances), rows):
+            self._add(first + start, distances[start : start + rows].cpu())
 
-    def _add(self, first: int, scores: torch.Tensor) -> None:
-        if scores.isnan().any():
-            bad = first + int(scores.isnan().any(1).nonzero()[0])
-            raise UserError(f"PairScores.add: the scores of query {bad} hold NaN; look for NaN in the features")
-        # Times a power of two: exact. So a score is in bin b or above exactly if it is at least b / 2**20 - 1.
+    def _add(self, first: int, distances: torch.Tensor) -> None:
+        if distances.isnan().any():
+            bad = first + int(distances.isnan().any(1).nonzero()[0])
+            raise UserError(
+                f"PairScores.add: the distances of query {bad} hold NaN; expected numbers; look for NaN in the features"
+            )
+        scores = (1 - distances) / self._squared_length
+        # Times a power of two: exact. So a score is in bin b or above exactly if it is at least b / 2**20 - 1. What
+        # rounding puts beyond 1 counts as 1.
         bins = (scores.clamp(-1, 1) * _STEPS).floor_().to(torch.int64).add_(_STEPS)
         stop = first + len(scores)
         known = torch.from_numpy(self._labels.known(np.arange(first, stop)))
@@ -161,11 +182,10 @@ class PairScores:
         def point(i: int) -> OperatingPoint:
             return OperatingPoint(float((low[i] + high[i]) // 2 / _STEPS - 1), float(tpr[i]), float(fpr[i]))
 
-        at = {}
-        for rate in sorted(wanted, reverse=True):
-            allowed = int(Fraction(str(float(rate))) * negatives)  # 0.29 of 100 are 29, which floats do not know
-            if allowed:
-                at[float(rate)] = point(int(np.argmax(accepted_negative <= allowed)))
+        at: dict[float, OperatingPoint | None] = {}
+        for rate in sorted(map(float, wanted), reverse=True):
+            allowed = int(Fraction(str(rate)) * negatives)  # 0.29 of 100 are 29, which floats do not know
+            at[rate] = point(int(np.argmax(accepted_negative <= allowed))) if allowed else None
         return Verification(positives, negatives, point(int(np.argmin(np.abs(fpr - (1 - tpr))))), at)
 
 
