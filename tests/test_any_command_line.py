@@ -217,6 +217,8 @@ def values(annotation: Any, plain: Any, name: str) -> st.SearchStrategy[list[str
         if get_origin(plain) is tuple:
             return st.lists(one, max_size=3)
         return st.one_of(one.map(lambda word: [word]), anything)
+    if get_origin(plain) is tuple and Path in kinds:
+        return st.lists(PATHS, max_size=3)
     if name == "preset":
         return st.one_of(st.sampled_from(list(PRESETS)).map(lambda word: [word]), anything)
     if name == "backbone":
@@ -309,7 +311,7 @@ def test_a_file_that_holds_something_else_gives_one_line(command, place):
     names = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
     for kind in KINDS[command][:1]:
         for name, _, bare in fields(kind):
-            if bare is Path and name not in ("out", "json", "trace") or name == "backbone_weights":
+            if bare in (Path, tuple[Path, ...]) and name not in ("out", "json", "trace") or name == "backbone_weights":
                 for file in (*names, "loose/folder.jpg", "/dev/null"):
                     words = [command, *USUAL.get(command, []), *NEEDED.get((command, name), []), flag(name), file]
                     if what := outcome(words):

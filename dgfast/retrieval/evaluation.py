@@ -17,8 +17,9 @@ from .features import FeatureSettings, combine, dgnet_halves, extract, teacher_h
 from .histogram import histogram_features
 from .metrics import RankedHits, cmc_map, cosine_distances, multi_query
 from .reranking import Reranking, rerank_blocks
-from .verification import WANTED, PairScores, Verification
+from .verification import WANTED, OperatingPoint, PairScores, Verification
 
+_RERANKED = "_reranked"  # behind the kind of feature, in the names of scores
 FeatureRows = dict[str, Tensor]  # kind of feature -> [N, D]
 
 
@@ -64,12 +65,17 @@ class Evaluation:
     alphas: dict[float, dict[str, float]]
     """Alpha -> single-query scores of "both" with it, percent, for each alpha asked for."""
 
+    @property
+    def kind(self) -> str:
+        """The last kind of feature: "both" where there is DG-Net, else "baseline", which `distances` are of."""
+        return [kind for kind in self.scores if not kind.endswith(_RERANKED)][-1]
+
     def to_json(self) -> dict[str, Any]:
         """All of it but the distances, for a report."""
         values: dict[str, Any] = {
             "scores": self.scores,
             "verification": {kind: found.to_json() for kind, found in self.verification.items()},
-            "camera_pairs": {"kind": list(self.verification or self.scores)[-1]} | self.cameras.to_json(),
+            "camera_pairs": {"kind": self.kind} | self.cameras.to_json(),
         }
         if self.alphas:
             values["alphas"] = [{"alpha": alpha} | row for alpha, row in self.alphas.items()]
@@ -97,6 +103,32 @@ class Evaluation:
             rows = {f"alpha {alpha:g}": row for alpha, row in self.alphas.items()}
             parts.append(_table(rows, {name: COLUMNS[name] for name in next(iter(rows.values()))}))
         return "\n\n".join(parts)
+
+    def details(self) -> str:
+        """What is too long for a terminal: thresholds and scores from camera to camera, of the last kind of feature."""
+        name = TITLES[self.kind]
+        parts = [f"{name}, from camera (lines) to camera (columns)\n{self.cameras.text()}"]
+        if found := self.verification.get(self.kind):
+            lines = [f"{name}: the same person from this score on", _point_line("EER", found.equal)]
+            for fpr, point in found.at.items():
+                unknown = f"  FPR {fpr:g}: {found.negatives} pairs of two people say nothing of it"
+                lines.append(_point_line(f"FPR {fpr:g}", point) if point else unknown)
+            parts.insert(0, "\n".join(lines))
+        return "\n\n".join(parts)
+
+    def transfer_row(self, data: ReidData) -> dict[str, Any]:
+        """A data set's row of `transfer_table`, for a report.
+
+        Args:
+            data: what was evaluated.
+        """
+        row: dict[str, Any] = {"data": data.name, "root": str(data.root), "queries": len(data.query)}
+        row |= {"gallery": len(data.gallery), "kind": self.kind, "scores": self.scores[self.kind]}
+        if self.kind + _RERANKED in self.scores:
+            row["reranked"] = self.scores[self.kind + _RERANKED]
+        if self.kind in self.verification:
+            row["verification"] = self.verification[self.kind].to_json()
+        return row
 
 
 def check_scorable(data: ReidData, reranking: Reranking | None = None) -> None:
@@ -162,7 +194,7 @@ def evaluate(
         if found := pair_scores.verification(fprs):
             verification[name] = found
         if reranking is not None:
-            scores[f"{name}_reranked"] = _reranked_scores(
+            scores[name + _RERANKED] = _reranked_scores(
                 query[name].to(settings.device), gallery[name].to(settings.device), data, reranking
             )
     sweep = {}
@@ -260,26 +292,46 @@ def pairs_table(verification: Mapping[str, Verification]) -> str:
         verification: as in `Evaluation`; at least one.
     """
     *_, one = verification.values()
-    rates = {f"{fpr:g}": (f"TPR@{fpr:g}", 12) for fpr in one.at}
-    rows = {}
+    columns = {"eer": ("EER", 8), "threshold": ("threshold", 11)} | {f"{f:g}": (f"TPR@{f:g}", 12) for f in one.at}
+    rows: dict[str, dict[str, float | str]] = {}
     for kind, found in verification.items():
-        rows[kind] = {f"{fpr:g}": _percent(point.tpr) for fpr, point in found.at.items() if point}
-        rows[kind] |= {"eer": _percent(found.eer), "threshold": found.equal.threshold}
-    lines = _table(rows, {"eer": ("EER", 8), "threshold": ("threshold", 11)} | rates, "the same person?")
-    return f"{lines}\npairs of one person: {one.positives}, of two: {one.negatives}"
+        rows[kind] = {"eer": _percent(found.eer), "threshold": f"{found.equal.threshold:.3f}"}
+        rows[kind] |= {f"{fpr:g}": _percent(point.tpr) for fpr, point in found.at.items() if point}
+    text = _table(rows, columns, "the same person?")
+    return f"{text}\npairs of one person: {one.positives}, of two: {one.negatives}"
 
 
-def _table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, tuple[str, int]], corner: str = "") -> str:
+def transfer_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Several data sets as text, one line for each, and one more where it was re-ranked.
+
+    Args:
+        rows: name -> what `Evaluation.transfer_row` gives.
+    """
+    counts = {"queries": ("queries", 9), "gallery": ("gallery", 9)}
+    scores = {name: COLUMNS[name] for name in ("rank1", "rank5", "rank10", "mAP", "mINP")}
+    cells: dict[str, dict[str, float | str]] = {}
+    for name, row in rows.items():
+        cells[name] = {"queries": str(row["queries"]), "gallery": str(row["gallery"])} | row["scores"]
+        if "verification" in row:
+            cells[name]["eer"] = _percent(row["verification"]["eer"])
+        if "reranked" in row:
+            cells[name + _RERANKED] = row["reranked"]
+    kinds = {row["kind"] for row in rows.values()}
+    return _table(cells, counts | scores | {"eer": ("EER", 8)}, ", ".join(TITLES[kind] for kind in kinds))
+
+
+def _table(
+    rows: Mapping[str, Mapping[str, float | str]], columns: Mapping[str, tuple[str, int]], corner: str = ""
+) -> str:
     """Text with a line for each row; a score that a row lacks is a dash."""
     lines = [f"{corner:<22}" + "".join(f"{title:>{width}}" for title, width in columns.values())]
     for name, row in rows.items():
-        title = TITLES.get(name, "  re-ranked" if name.endswith("_reranked") else name)
-        cells = ((_cell(score, row), width) for score, (_, width) in columns.items())
-        lines.append(f"{title:<22}" + "".join(f"{text:>{width}}" for text, width in cells))
+        title = TITLES.get(name, "  re-ranked" if name.endswith(_RERANKED) else name)
+        cells = ((row.get(score, "-"), width) for score, (_, width) in columns.items())
+        texts = ((cell if isinstance(cell, str) else f"{cell:.1f}", width) for cell, width in cells)
+        lines.append(f"{title:<22}" + "".join(f"{text:>{width}}" for text, width in texts))
     return "\n".join(lines)
 
 
-def _cell(score: str, row: Mapping[str, float]) -> str:
-    if score not in row:
-        return "-"
-    return f"{row[score]:.3f}" if score == "threshold" else f"{row[score]:.1f}"
+def _point_line(name: str, point: OperatingPoint) -> str:
+    return f"  {name}: {point.threshold:.4f} (TPR {point.tpr:.2%}, FPR {point.fpr:.3%})"
