@@ -124,8 +124,9 @@ def test_several_data_sets_give_a_row_each(run, market, other, tmp_path, capsys)
     assert text.strip() in capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
     assert lines[1][-3:] == ["mAP", "mINP", "EER"]
-    assert [line[:3] for line in lines[2::2]] == [["market1501", "6", "12"], ["market1501-2", "9", "9"]]
-    assert [line[0] for line in lines[3::2]] == ["re-ranked", "re-ranked"]
+    assert [line[:3] for line in lines[2:6:2]] == [["market1501", "6", "12"], ["market1501-2", "9", "9"]]
+    assert [line[0] for line in lines[3:6:2]] == ["re-ranked", "re-ranked"]
+    assert lines[7:] == [["market1501", str(market)], ["market1501-2", str(other)]]
 
 
 def test_of_several_data_sets_a_wrong_one_is_found_before_anything_is_computed(run, market, tmp_path, monkeypatch):

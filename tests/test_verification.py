@@ -107,6 +107,24 @@ def test_rates_are_exact_for_scores_as_they_are(dtype):
     assert found.eer == pytest.approx(0.5, abs=0.05)
 
 
+def test_scores_closer_than_two_thresholds_are_counted_as_they_are():
+    """Between neighbouring scores there is one threshold, which is not to round any of them up."""
+    rng = np.random.default_rng(0)
+    scores = 1 - (1 - (rng.permutation(400).reshape(4, 100) + 0.7) / 2**20)
+    labels = [1, 2, 3, 4], [0] * 4, np.arange(100) % 5, [1] * 100
+    positive, negative = naive_pairs(scores, *labels)
+    found = count(scores, labels).verification((0.5, 0.1))
+    for point in (found.equal, *found.at.values()):
+        assert (point.tpr, point.fpr) == naive_rates(positive, negative, point.threshold)
+
+
+def test_a_share_is_of_the_negatives_as_it_is_written():
+    """0.29 x 100 is 28.999999999999996 to a computer."""
+    distances = np.arange(101.0)[None] / 100
+    found = count(1 - distances, ([1], [0], [1, *[2] * 100], [1] * 101)).verification((0.29,))
+    assert found.negatives == 100 and found.at[0.29].fpr == 0.29
+
+
 def test_which_pairs_count_by_hand():
     #          own camera, other camera, another person, the same camera, distractor, junk
     gallery = [5, 5, 6, 6, 0, -1], [1, 2, 2, 1, 3, 3]

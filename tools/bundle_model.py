@@ -1,4 +1,4 @@
-"""The bundled model from a run of `--preset showcase`: weights in half precision, and the settings.
+"""The bundled model from a run of `--preset showcase`: weights in half precision, settings, and the threshold.
 
 python tools/bundle_model.py RUN_DIR
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import dgfast
 from dgfast.config import RunConfig
 from dgfast.models.dgnet import save_model
-from dgfast.run_directory import BUNDLED, MODEL, read_config, write_config
+from dgfast.run_directory import BUNDLED, MODEL, read_config, read_verification, write_config, write_verification
 
 
 def main() -> None:
@@ -21,6 +21,8 @@ def main() -> None:
     # Half precision halves the file; loading turns the weights into single precision again.
     save_model(networks.half(), networks.config, networks.num_classes, BUNDLED / MODEL)
     write_config(replace(read_config(run), run=RunConfig()), BUNDLED)  # where the run lay is nobody's concern
+    if values := read_verification(run):
+        write_verification(values, BUNDLED)
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def pairs_table(verification: Mapping[str, Verification]) -> str:
 
 
 def transfer_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Several data sets as text, one line for each, and one more where it was re-ranked.
+    """Several data sets as text, one line for each, and one more where it was re-ranked; then their folders.
 
     Args:
         rows: name -> what `Evaluation.transfer_row` gives.
@@ -316,8 +316,9 @@ def transfer_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             cells[name]["eer"] = _percent(row["verification"]["eer"])
         if "reranked" in row:
             cells[name + _RERANKED] = row["reranked"]
-    kinds = {row["kind"] for row in rows.values()}
-    return _table(cells, counts | scores | {"eer": ("EER", 8)}, ", ".join(TITLES[kind] for kind in kinds))
+    (kind,) = {row["kind"] for row in rows.values()}  # one model makes the same features of all
+    text = _table(cells, counts | scores | {"eer": ("EER", 8)}, TITLES[kind])
+    return "\n".join([text, "", *(f"{name:<22}  {row['root']}" for name, row in rows.items())])
 
 
 def _table(

@@ -143,11 +143,10 @@ class PairScores:
             raise UserError(
                 f"PairScores.add: the distances of query {bad} hold NaN; expected numbers; look for NaN in the features"
             )
-        scores = (1 - distances) / self._squared_length
-        # Times a power of two: exact. So a score is in bin b or above exactly if it is at least b / 2**20 - 1. What
-        # rounding puts beyond 1 counts as 1.
-        bins = (scores.clamp(-1, 1) * _STEPS).floor_().to(torch.int64).add_(_STEPS)
-        stop = first + len(scores)
+        scores = (1 - distances).div_(self._squared_length).clamp_(-1, 1)  # what rounding puts beyond 1 counts as 1
+        # Times a power of two: exact. So a score is in bin b or above exactly if it is at least b / 2**20 - 1.
+        bins = scores.mul_(_STEPS).floor_().to(torch.int64).add_(_STEPS)
+        stop = first + len(bins)
         known = torch.from_numpy(self._labels.known(np.arange(first, stop)))
         ranked = bins if known.all() else bins[known]
         correct, ignored = (
