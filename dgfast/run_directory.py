@@ -14,6 +14,7 @@ table.txt, report.json  scores of the finished run
 swaps.png, rankings.png pictures of the finished run
 truth.png               its swaps beside their truth, of the built-in people
 report.html             all of it in one page, and what the networks see (`dgfast report`)
+verification.json       the score from which on two images show the same person, and its error rates
 quality.json, quality.txt, quality.png  what `dgfast quality` has measured
 licence.txt             in a folder of imported weights: whose they are
 README.md               in a folder of `dgfast save`: the model card
@@ -24,6 +25,7 @@ import fcntl
 import itertools
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -206,6 +208,47 @@ def read_data(run: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{file} cannot be read ({error}); expected what dgfast wrote there: put it back, or remove it if the data"
             " set is still the same"
+        ) from error
+
+
+def write_verification(values: Mapping[str, Any], run: Path) -> None:
+    """Write verification.json.
+
+    Args:
+        values: kind, alpha, eer, threshold_eer, thresholds, data and pairs, as docs/evaluation.md describes them.
+        run: run directory.
+    """
+    write_json(values, run / VERIFICATION)
+
+
+def read_verification(run: Path) -> dict[str, Any] | None:
+    """What verification.json says: from which score on two images show the same person.
+
+    Args:
+        run: run directory.
+    Returns:
+        what `write_verification` wrote; None where there is no such file, as in runs that were not evaluated since.
+    Raises:
+        UserError: it holds something else.
+    """
+    file = run / VERIFICATION
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text())
+        positive, negative = values["pairs"]
+        numbers = [values["alpha"], values["eer"], values["threshold_eer"], positive, negative]
+        for fpr, point in values["thresholds"].items():
+            numbers += [float(fpr), point["threshold"], point["tpr"]]
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            raise TypeError("a number is missing or not finite")
+        if not isinstance(values["kind"], str) or not isinstance(values["data"], str):
+            raise TypeError("kind and data are no texts")
+        return values
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}); expected what dgfast wrote there: put it back, or remove it and run"
+            f" `dgfast eval --run {run}`"
         ) from error
 
 

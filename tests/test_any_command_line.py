@@ -236,6 +236,8 @@ def values(annotation: Any, plain: Any, name: str) -> st.SearchStrategy[list[str
         if get_origin(plain) is tuple:
             return st.lists(one, max_size=3)
         return st.one_of(one.map(lambda word: [word]), anything)
+    if get_origin(plain) is tuple and Path in kinds:
+        return st.lists(PATHS, max_size=3)
     if name == "preset":
         return st.one_of(st.sampled_from(list(PRESETS)).map(lambda word: [word]), anything)
     if name == "backbone":
@@ -392,7 +394,8 @@ def test_a_file_that_holds_something_else_gives_one_line(command, place):
     names = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
     for kind in KINDS[command][:1]:
         for name, _, bare in fields(kind):
-            if Path in (bare, *get_args(bare)) and name not in NO_INPUT or name == "backbone_weights":
+            paths = Path in (bare, *get_args(bare)) and name not in NO_INPUT
+            if paths or name == "backbone_weights":
                 for file in (*names, "loose/folder.jpg", "/dev/null"):
                     usual, needed = USUAL.get(command, []), NEEDED.get((command, name), [])
                     given = [file, *usual[1:]] if name == "sources" else [*usual, *needed, flag(name), file]

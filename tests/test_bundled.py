@@ -8,14 +8,17 @@ import torch
 import dgfast
 from dgfast.commands import quality
 from dgfast.config import PRESETS, to_json
-from dgfast.run_directory import BUNDLED, MODEL, read_config
+from dgfast.run_directory import BUNDLED, MODEL, read_config, read_verification
 from dgfast.synthesis import dress
 
 
 def test_it_is_small_and_the_showcases():
     assert sum(file.stat().st_size for file in BUNDLED.iterdir()) <= 10 * 2**20
-    assert {file.name for file in BUNDLED.iterdir()} == {MODEL, "config.json", "README.md", "table.txt"}
+    expected = {MODEL, "config.json", "README.md", "table.txt", "verification.json"}
+    assert {file.name for file in BUNDLED.iterdir()} == expected
     assert to_json(read_config(BUNDLED).model) == to_json(PRESETS["showcase"].model)
+    kept = read_verification(BUNDLED)
+    assert kept["kind"] == "both" and kept["thresholds"].keys() == {"0.01", "0.001", "0.0001"} and kept["eer"] < 0.1
 
 
 def test_it_dresses_people():

@@ -32,6 +32,10 @@ FILE_ENDINGS = {
 WRITTEN = {
     "best.npz": "what an example of `dgfast rerank` writes",
     "eval-DATASET.json": "what `dgfast eval` writes",
+    "eval-DATASET.txt": "the same",
+    "rankings-DATASET.png": "the same",
+    "transfer.json": "the same, of several data sets",
+    "transfer.txt": "the same",
     "quality-DATASET.json": "what `dgfast quality` writes of photographs",
     "ROW-SEED.json": "what `dgfast ablation` writes for each run",
     "ablation.json": "what `dgfast ablation` writes",

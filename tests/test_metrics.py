@@ -1,4 +1,4 @@
-"""CMC and mAP: the reference's golden values, a naive loop as oracle, the protocol's corner cases."""
+"""CMC, mAP and mINP: the reference's golden values, a naive loop as oracle, the protocol's corner cases."""
 
 from pathlib import Path
 
@@ -15,8 +15,9 @@ GOLDEN = Path(__file__).parent / "goldens" / "rerank.npz"
 
 
 def naive(distances, query_ids, query_cameras, gallery_ids, gallery_cameras, ap):
-    """The protocol written as loops: (first-hit ranks, average precisions) of the queries with a match."""
-    first, precisions = [], []
+    """The protocol written as loops: (first-hit ranks, average precisions, inverse negative penalties) of the queries
+    with a match."""
+    first, precisions, penalties = [], [], []
     for i in range(len(distances)):
         ranked = []
         for j in sorted(range(len(gallery_ids)), key=lambda j: (distances[i][j], j)):
@@ -27,6 +28,9 @@ def naive(distances, query_ids, query_cameras, gallery_ids, gallery_cameras, ap)
         if not any(ranked):
             continue
         first.append(ranked.index(True))
+        while not ranked[-1]:  # nobody looks behind the last match
+            ranked.pop()
+        penalties.append(sum(ranked) / len(ranked))
         total, found = 0.0, 0
         for rank, correct in enumerate(ranked):
             if correct:
@@ -35,7 +39,7 @@ def naive(distances, query_ids, query_cameras, gallery_ids, gallery_cameras, ap)
                 total += precision if ap == "mean" else (before + precision) / 2
                 found += 1
         precisions.append(total / found)
-    return first, precisions
+    return first, precisions, penalties
 
 
 def golden():
@@ -79,7 +83,7 @@ def test_equals_naive_loop(seed, queries, gallery, levels, ap, block):
         rng.integers(-1, 4, gallery),
         rng.integers(0, 3, gallery),
     )
-    first, precisions = naive(distances, *labels, ap)
+    first, precisions, penalties = naive(distances, *labels, ap)
     if not first:
         with pytest.raises(UserError, match="correct match"):
             cmc_map(distances, *labels, ap=ap)
@@ -92,6 +96,7 @@ def test_equals_naive_loop(seed, queries, gallery, levels, ap, block):
     assert (whole.mAP, whole.cmc.tolist()) == (scores.mAP, scores.cmc.tolist())
     assert (scores.queries, scores.skipped) == (len(first), queries - len(first))
     assert scores.mAP == pytest.approx(np.mean(precisions), abs=1e-12)
+    assert scores.mINP == pytest.approx(np.mean(penalties), abs=1e-12)
     np.testing.assert_allclose(scores.cmc, [np.mean([f <= k for f in first]) for k in range(12)], atol=1e-12)
     assert (scores.rank1, scores.rank5, scores.rank10) == pytest.approx(tuple(scores.cmc[[0, 4, 9]]))
 
@@ -113,9 +118,10 @@ def test_many_hits_of_one_identity(dtype):
         dtype
     )  # more hits than are counted one by one, and ties among them
     labels = np.ones(3, int), np.zeros(3, int), rng.choice([-1, 1, 1, 2], 700), rng.integers(0, 3, 700)
-    first, precisions = naive(distances, *labels, "mean")
+    first, precisions, penalties = naive(distances, *labels, "mean")
     scores = cmc_map(distances, *labels)
     assert scores.mAP == pytest.approx(np.mean(precisions), abs=1e-12)
+    assert scores.mINP == pytest.approx(np.mean(penalties), abs=1e-12)
     assert scores.rank1 == np.mean([f == 0 for f in first])
 
 
@@ -135,6 +141,7 @@ def test_protocol_by_hand():
     scores = cmc_map(distances, [5], [1], gallery_ids, gallery_cameras, ranks=6)
     assert scores.cmc.tolist() == [0, 0, 1, 1, 1, 1]
     assert scores.mAP == pytest.approx((1 / 3 + 2 / 5) / 2)
+    assert scores.mINP == pytest.approx(2 / 5)
     trapezoid = cmc_map(distances, [5], [1], gallery_ids, gallery_cameras, ap="trapezoid")
     assert trapezoid.mAP == pytest.approx(((0 / 2 + 1 / 3) / 2 + (1 / 4 + 2 / 5) / 2) / 2)
 

@@ -148,4 +148,4 @@ def test_eval_adds_reranked_rows(tmp_path, capsys):
     assert list(scores) == ["histogram", "histogram_reranked", "baseline", "baseline_reranked"]
     assert set(scores["baseline"]) - set(scores["baseline_reranked"]) == {"rank1_multi", "mAP_multi"}
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  re-ranked")]
-    assert len(lines) == 2 and all(line.split()[-1] == "-" and len(line.split()) == 8 for line in lines)
+    assert len(lines) == 2 and all(line.split()[-1] == "-" and len(line.split()) == 9 for line in lines)

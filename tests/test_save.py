@@ -9,7 +9,7 @@ import torch
 import dgfast
 from dgfast.commands import import_reference, save
 from dgfast.inference import Model
-from dgfast.run_directory import LICENCE, TABLE
+from dgfast.run_directory import BUNDLED, LICENCE, TABLE
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_it_gives_the_same_vectors(tmp_path, pictures):
 
 def test_equal_models_give_equal_bytes(tmp_path):
     one, other = (dgfast.load().save_pretrained(tmp_path / name) for name in "ab")
-    assert {f.name for f in one.iterdir()} == {"model.safetensors", "config.json", "README.md", "table.txt"}
+    assert {f.name for f in one.iterdir()} == {file.name for file in BUNDLED.iterdir()}
     for file in one.iterdir():
         assert file.read_bytes() == (other / file.name).read_bytes(), file.name
 

@@ -63,6 +63,9 @@ def test_a_run_leaves_everything(whole, market):
     assert all(0 <= v <= 100 for row in report["scores"].values() for v in row.values())
     assert report["train_identities"] == 2 and report["cameras"] == 3
     assert "DG-Net, both" in (whole / "table.txt").read_text()
+    kept = run_directory.read_verification(whole)
+    assert kept == {"kind": "both", "alpha": 0.5, "data": "market1501"} | report["verification"]["both"]
+    assert report["camera_pairs"]["query_cameras"] == [1, 2, 3]
     for name in ("swaps.png", "rankings.png", "samples/00000003.png", "samples/00000006.png"):
         assert Image.open(whole / name).size[0] > 100, name
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]

@@ -83,6 +83,7 @@ def spoil(run: Path, name: str, content: bytes | None) -> None:
         ("metrics.jsonl", b'{"stage": "a", "iteration": 3}\n{"stage": "a", "iteration": 3}\n', "line 2: itera", True),
         ("metrics.jsonl", b'{"stage": "a", "iteration": 3, "loss": NaN}\n', "line 1: a number that is not", True),
         ("report.json", b"{", "no JSON", True),
+        ("verification.json", b'{"eer": 0.1}', "cannot be read", True),
     ],
 )
 def test_what_is_wrong_is_named(run, capsys, name, content, says, resumable):

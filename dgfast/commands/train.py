@@ -27,7 +27,7 @@ from dgfast.models import DGNet, Teacher
 from dgfast.models.dgnet import load_model
 from dgfast.reporting import Looks, look, write_report
 from dgfast.reporting.environment import environment
-from dgfast.retrieval.evaluation import evaluate, table
+from dgfast.retrieval.evaluation import evaluate
 from dgfast.retrieval.features import FeatureSettings
 from dgfast.retrieval.visualise import ranking_figure
 from dgfast.synthesis import lite0, swap_matrix
@@ -303,10 +303,12 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         print(f"\n{data.name}: no scores, because {reason}")
     else:
         result = evaluate(data, networks, teacher, settings)
-        report["scores"] = result.scores
         trainer.tracker.scores(result.scores)
+        report |= result.to_json()
+        if values := result.calibration(data.name, config.evaluation.alpha):
+            run_directory.write_verification(values, run)
         ranking_figure(data.query, data.gallery, result.distances.numpy(), run / "rankings.png")
-        text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{table(result.scores)}\n"
+        text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{result.text()}\n"
     if config.data.data_root is None:
         # Other people than those of the run, whichever seed they were drawn from.
         seed = SEED + (config.synthetic.synthetic_seed == SEED)

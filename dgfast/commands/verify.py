@@ -131,6 +131,7 @@ def examine(run: Path, *, data: bool = True) -> Findings:
         if (run / name).exists():
             _model(found, name, kind)
     _metrics(found)
+    _verification(found)
     if (run / "report.json").exists():
         try:
             json.loads((run / "report.json").read_text())
@@ -247,6 +248,19 @@ def _metrics(found: Findings) -> None:
         found.wrong[run_directory.METRICS] = f"line {number}: {wrong}"
         return
     found.sound[run_directory.METRICS] = f"{len(lines)} lines"
+
+
+def _verification(found: Findings) -> None:
+    try:
+        values = run_directory.read_verification(found.run)
+    except UserError as error:
+        found.wrong[run_directory.VERIFICATION] = str(error)
+        return
+    if values:
+        found.sound[run_directory.VERIFICATION] = (
+            f"the same person from a score of {values['threshold_eer']:.4f} on (equal error rate {values['eer']:.1%},"
+            f" {values['data']})"
+        )
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

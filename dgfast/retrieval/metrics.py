@@ -1,4 +1,4 @@
-"""How good a ranking is: CMC and mAP under the Market-1501 protocol, and the distances they are computed from.
+"""How good a ranking is: CMC, mAP and mINP under the Market-1501 protocol, and the distances they are computed from.
 
 Protocol (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015): for each query the gallery images
 of the same identity in the same camera are ignored, and so is identity -1; identity 0 marks distractors, which are
@@ -32,6 +32,11 @@ class RetrievalScores:
     """Share of queries with a correct match among the first 10 images, 0 .. 1."""
     mAP: float
     """Mean average precision, 0 .. 1."""
+    mINP: float
+    """Mean inverse negative penalty, 0 .. 1: a query's correct matches by the rank, from 1, of the last of them.
+
+    Source: Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2022.
+    """
     cmc: np.ndarray
     """[ranks]: share of queries with a correct match among the first 1, 2, ... images."""
     queries: int
@@ -106,7 +111,7 @@ def cmc_map(
     ap: AveragePrecision = "mean",
     ranks: int = 50,
 ) -> RetrievalScores:
-    """CMC and mAP of a distance matrix under the Market-1501 protocol, which this file's first lines describe.
+    """CMC, mAP and mINP of a distance matrix under the Market-1501 protocol, which this file's first lines describe.
 
     Equal distances are ranked by gallery index, the lower first. Queries with no correct match in the gallery are
     skipped and counted as such.
@@ -135,8 +140,70 @@ def cmc_map(
     return hits.scores(ap=ap, ranks=ranks)
 
 
+Pairs = tuple[np.ndarray, np.ndarray]  # gallery images, int32, and the query of each; sorted by query
+
+
+class LabelledPairs:
+    """What the protocol says of each query and gallery image: correct, ignored, or, which are most, wrong."""
+
+    queries: int
+    """Q."""
+    gallery: int
+    """G."""
+    junk: np.ndarray
+    """int32: gallery images that are ignored with every query."""
+
+    def __init__(self, query_ids: Labels, query_cameras: Labels, gallery_ids: Labels, gallery_cameras: Labels):
+        """The labels of the images.
+
+        Args:
+            query_ids: [Q] integers, identities.
+            query_cameras: [Q] integers.
+            gallery_ids: [G] integers, identities.
+            gallery_cameras: [G] integers.
+        Raises:
+            UserError: the numbers of identities and cameras differ.
+        """
+        self._query = _Labelled("query", query_ids, query_cameras)
+        self._gallery = _Labelled("gallery", gallery_ids, gallery_cameras)
+        self.queries, self.gallery = len(self._query.ids), len(self._gallery.ids)
+        # The gallery by identity: a query's own identity is one stretch of it.
+        self._by_id = np.argsort(self._gallery.ids, kind="stable")
+        sorted_ids = self._gallery.ids[self._by_id]
+        self._begin = np.searchsorted(sorted_ids, self._query.ids, side="left")
+        self._end = np.searchsorted(sorted_ids, self._query.ids, side="right")
+        self.junk = np.flatnonzero(self._gallery.ids == JUNK).astype(np.int32)
+
+    def of(self, first: int, stop: int) -> tuple[Pairs, Pairs]:
+        """The pairs of some queries that are correct, and those that are ignored; none of queries that are not `known`.
+
+        Args:
+            first: the first of the queries.
+            stop: the query behind the last.
+        Returns:
+            correct pairs; pairs of one camera that are ignored, without those of `junk`.
+        """
+        begin, count = self._begin[first:stop], (self._end - self._begin)[first:stop]
+        queries = np.repeat(np.arange(first, stop), count)
+        within = np.arange(len(queries)) - np.repeat(np.cumsum(count) - count, count)
+        same = self._by_id[np.repeat(begin, count) + within].astype(np.int32)
+        own_camera = self._gallery.cameras[same] == self._query.cameras[queries]
+        known = self.known(queries)
+        correct, ignored = known & ~own_camera, known & own_camera
+        return (same[correct], queries[correct]), (same[ignored], queries[ignored])
+
+    def known(self, queries: np.ndarray) -> np.ndarray:
+        """Whether queries show somebody in particular; nothing is correct for the others, identities -1 and 0.
+
+        Args:
+            queries: numbers of queries.
+        """
+        ids = self._query.ids[queries]
+        return (ids != JUNK) & (ids != DISTRACTOR)
+
+
 class RankedHits:
-    """CMC and mAP of distances that come in blocks of queries, as from `rerank_blocks`, so that [Q, G] is never held.
+    """Scores of distances that come in blocks of queries, as from `rerank_blocks`, so that [Q, G] is never held.
 
         hits = RankedHits(query_ids, query_cameras, gallery_ids, gallery_cameras)
         for first, distances in blocks:
@@ -162,15 +229,8 @@ class RankedHits:
         Raises:
             UserError: the numbers of identities and cameras differ.
         """
-        self._query = _Labelled("query", query_ids, query_cameras)
-        self._gallery = _Labelled("gallery", gallery_ids, gallery_cameras)
-        self.queries, self.gallery = len(self._query.ids), len(self._gallery.ids)
-        # The gallery by identity: a query's own identity is one stretch of it.
-        self._by_id = np.argsort(self._gallery.ids, kind="stable")
-        sorted_ids = self._gallery.ids[self._by_id]
-        self._begin = np.searchsorted(sorted_ids, self._query.ids, side="left")
-        self._end = np.searchsorted(sorted_ids, self._query.ids, side="right")
-        self._junk = np.flatnonzero(self._gallery.ids == JUNK).astype(np.int32)
+        self._pairs = LabelledPairs(query_ids, query_cameras, gallery_ids, gallery_cameras)
+        self.queries, self.gallery = self._pairs.queries, self._pairs.gallery
         self._blocks: list[tuple[np.ndarray, np.ndarray]] = []  # the queries of hits and their ranks
         self._seen = np.zeros(self.queries, bool)
 
@@ -198,16 +258,12 @@ class RankedHits:
                 f"RankedHits.add: distances of shape {list(matrix.shape)} from query {first} on, of {self.queries} "
                 f"queries and {self.gallery} gallery images; expected [queries, gallery], and each query once"
             )
-        same, same_queries = self._same_identity(first, stop)
-        ids = self._query.ids[same_queries]
-        own_camera = self._gallery.cameras[same] == self._query.cameras[same_queries]
-        correct = ~own_camera & (ids != JUNK) & (ids != DISTRACTOR)
-        hits, hit_queries = same[correct], same_queries[correct]
+        (hits, hit_queries), (ignored, ignored_queries) = self._pairs.of(first, stop)
         ranks = np.empty(len(hits), np.int64)
         correct_rows = _offsets(hit_queries, first, stop)
-        ignored, ignored_rows = same[own_camera], _offsets(same_queries[own_camera], first, stop)
+        ignored_rows = _offsets(ignored_queries, first, stop)
         bad = _rerank.cpu.hit_ranks(
-            np.ascontiguousarray(matrix), correct_rows, hits, ignored_rows, ignored, self._junk, ranks
+            np.ascontiguousarray(matrix), correct_rows, hits, ignored_rows, ignored, self._pairs.junk, ranks
         )
         if bad >= 0:
             raise UserError(
@@ -238,30 +294,25 @@ class RankedHits:
                 "images; expected the same identity in another camera; check identities and cameras"
             )
         starts = np.flatnonzero(np.diff(queries, prepend=-1))  # each query's hits stand together
+        found = hits[queries[starts]]
         # 0 for a query's best hit, 1 for the next, ...
-        place = np.arange(len(queries)) - np.repeat(starts, hits[queries[starts]])
+        place = np.arange(len(queries)) - np.repeat(starts, found)
         precision = (place + 1) / (hit_ranks + 1)
         if ap == "trapezoid":
             before = np.divide(place, hit_ranks, out=np.ones(len(place)), where=hit_ranks > 0)
             precision = (before + precision) / 2
         sums = np.bincount(queries, weights=precision, minlength=self.queries)
-        first = hit_ranks[starts]
+        first, last = hit_ranks[starts], hit_ranks[starts + found - 1]
         return RetrievalScores(
             rank1=float(np.mean(first < 1)),
             rank5=float(np.mean(first < 5)),
             rank10=float(np.mean(first < 10)),
             mAP=float(np.mean(sums[counted] / hits[counted])),
+            mINP=float(np.mean(found / (last + 1))),
             cmc=np.cumsum(np.bincount(first[first < ranks], minlength=ranks)) / len(first),
             queries=len(first),
             skipped=seen - len(first),
         )
-
-    def _same_identity(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Gallery images (int32) of the queries' own identities, and the query of each."""
-        begin, count = self._begin[first:stop], (self._end - self._begin)[first:stop]
-        queries = np.repeat(np.arange(first, stop), count)
-        within = np.arange(len(queries)) - np.repeat(np.cumsum(count) - count, count)
-        return self._by_id[np.repeat(begin, count) + within].astype(np.int32), queries
 
 
 def _check_choice(ap: str, ranks: int) -> None:
