@@ -33,6 +33,7 @@ from dgfast.commands import (
     doctor,
     embed,
     evaluate,
+    export,
     import_reference,
     profile,
     quality,
@@ -73,6 +74,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "embed": (embed.Command,),
     "search": (search.Command,),
     "save": (save.Command,),
+    "export": (export.Command,),
 }
 USUAL = {  # so that many draws get beyond the flags that are missing
     "eval": ["--run", "run"],
@@ -80,6 +82,7 @@ USUAL = {  # so that many draws get beyond the flags that are missing
     "quality": ["--run", "run"],
     "verify": ["--run", "run"],
     "report": ["--run", "run"],
+    "export": ["--model", "run"],
     "synth": ["--out", "new", "--identities", "4"],
     "import-reference": ["--out", "new"],
     "save": ["--model", "run", "--out", "new-model"],
@@ -194,6 +197,7 @@ def stopped_early(place):
     patch.setattr(report, "look", lambda *_: unseen("it is not looked at here"))
     patch.setattr(doctor, "facts", dict)
     patch.setattr(ablation, "_open_data_sets", begin)
+    patch.setattr(export, "onnx_graph", begin)
     patch.setattr(choose, "_why_not_dali", lambda _: "it is not asked for here")
     yield
     patch.undo()

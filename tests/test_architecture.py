@@ -17,7 +17,7 @@ ROWS = (
     ("retrieval", "synthesis", "profiling", "ablation"),
     ("model_card",),
     ("inference",),
-    ("reporting",),
+    ("reporting", "export"),
     ("commands",),
     ("train", "profile"),  # the doors for torchrun
 )

@@ -12,6 +12,7 @@ from dgfast.commands import (
     doctor,
     embed,
     evaluate,
+    export,
     import_reference,
     quality,
     report,
@@ -45,6 +46,7 @@ KINDS = {
     "embed": embed.Command,
     "search": search.Command,
     "save": save.Command,
+    "export": export.Command,
 }
 
 

@@ -129,6 +129,7 @@ def test_no_command_runs_code_from_weights(trap, market, tmp_path, name):
         ["import-reference", "--teacher", file, "--dis", file, "--out", str(tmp_path / "runs")],
         ["profile", "--stage", "teacher", "--backbone-weights", file],
         ["quality", "--run", file],
+        ["export", "--model", file, "--out", str(tmp_path / "runs")],
     ):
         with pytest.raises(UserError):
             cli.dispatch(words)
@@ -161,6 +162,10 @@ def test_no_command_runs_code_from_a_run_directory(trap, market, tmp_path, name)
         cli.dispatch(["train", "--resume", str(run)])
     save_model(make_teacher(tiny.MODEL, 2), tiny.MODEL, 2, run / "teacher.safetensors")
     (run / "model.safetensors").write_bytes(bad)
-    for words in (["eval", "--run", str(run), "--data-root", str(market)], ["quality", "--run", str(run)]):
+    for words in (
+        ["eval", "--run", str(run), "--data-root", str(market)],
+        ["quality", "--run", str(run)],
+        ["export", "--model", str(run), "--out", str(tmp_path)],
+    ):
         with pytest.raises(UserError):
             cli.dispatch(words)

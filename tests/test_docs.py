@@ -75,6 +75,7 @@ OTHER_PROGRAMS = {
     "git and pre-commit": "--all-files",
     "ruff and clang-format": "--check --fix --dry-run",
     "tensorboard and mlflow": "--logdir --backend-store-uri",
+    "trtexec": "--onnx --minShapes --optShapes --maxShapes --saveEngine --fp16",
 }
 
 

@@ -17,6 +17,7 @@ COMMANDS = {  # name -> module in this folder, purpose
     "verify": ("verify", "check everything that a run directory holds, and whether it can be resumed"),
     "quality": ("quality", "compare generated pictures with the rendered truth"),
     "report": ("report", "write one page about a run: curves, scores, swaps, rankings, what E_a looks at"),
+    "export": ("export", "write the appearance encoder as ONNX, for trackers and other programs"),
     "ablation": ("ablation", "a queue of runs that differ in one thing, and their table"),
     "save": ("save", "a trained model as a folder to be shared, with a model card"),
     "synth": ("synth", "write synthetic pedestrians as a Market-1501 folder"),
