@@ -21,7 +21,7 @@ from dgfast.config import LoaderName
 from dgfast.data.datasets.check import some
 from dgfast.data.image_files import find_images
 from dgfast.data.video import SMALLEST, VIDEO_SUFFIXES, Box, Crop, crops, read_boxes
-from dgfast.errors import UserError
+from dgfast.errors import UserError, within_memory
 from dgfast.files import require_writable
 from dgfast.inference import Model
 from dgfast.ranges import BatchSize, Threads
@@ -71,6 +71,7 @@ class Command:
     """Threads (DALI) or processes (torchvision) that read images."""
 
 
+@within_memory("lower --batch-size, or give fewer images")
 def main(argv: list[str] | None = None) -> None:
     """Write vectors as the command line says.
 

@@ -20,7 +20,7 @@ from dgfast.config import LoaderName
 from dgfast.data.loaders.image import UnreadableImage, read_image
 from dgfast.data.records import JUNK
 from dgfast.data.video import crops
-from dgfast.errors import UserError
+from dgfast.errors import UserError, within_memory
 from dgfast.files import require_writable, write_json, write_png
 from dgfast.inference import Model
 from dgfast.ranges import BatchSize, Count, Share, Threads
@@ -97,6 +97,7 @@ class Hit:
     """Whether its score says that it is the same person; None: nobody has measured from which score on."""
 
 
+@within_memory("lower --batch-size, or leave --rerank away")
 def main(argv: list[str] | None = None) -> None:
     """Search as the command line says: print the table, write search.json and search.png.
 
