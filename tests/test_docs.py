@@ -45,7 +45,6 @@ WRITTEN = {
     "list.txt": "what an example of `dgfast embed` reads",
     "tracks.txt": "the same",
     "search.json": "what `dgfast search` writes",
-    "verification.json": "of a model, which `dgfast search` reads",
     "manifest.json": "what `dgfast synth` writes",
     "profile.json": "what an example of `dgfast profile` writes",
     "sweep.json": "what an example of `dgfast profile` writes",

@@ -58,7 +58,7 @@ def test_people_are_found_in_a_folder(place, tmp_path, capsys):
             hit["identity"] == query["identity"] for hit in query["found"]
         ]
         assert query["found"][0]["right"] and "distance" not in query["found"][0]
-        assert "same_person_likely" not in query["found"][0]
+        assert query["found"][0]["same_person_likely"]  # the bundled model has its threshold
     out = capsys.readouterr().out
     assert out.count("rank   score  identity  camera   image") == 2 and all(files[row].name in out for row in best)
 
@@ -123,16 +123,17 @@ def test_scores_above_the_threshold_of_the_model_are_marked(place, tmp_path, cap
     call(*words)
     scores = [hit["score"] for hit in found(tmp_path)[0]["found"]]
     threshold = (scores[2] + scores[3]) / 2
-    thresholds = {"threshold_eer": 0, "thresholds": {"0.01": {"threshold": threshold, "tpr": 0.9}}}
-    (folder / "verification.json").write_text(json.dumps(thresholds))
+    kept = run_directory.read_verification(folder)
+    point = {"0.01": {"threshold": threshold, "tpr": 0.9}}
+    run_directory.write_verification(kept | {"thresholds": point}, folder)
     capsys.readouterr()
     call(*words)
     assert [hit["same_person_likely"] for hit in found(tmp_path)[0]["found"]] == [True] * 3 + [False] * 7
     assert f"{scores[2]:.3f}*" in capsys.readouterr().out
     assert search.likely_from(folder, 0.5) == threshold
-    (folder / "verification.json").write_text(json.dumps({"alpha": 0.7} | thresholds))
+    run_directory.write_verification(kept | {"alpha": 0.7}, folder)
     assert search.likely_from(folder, 0.5) is None
-    (folder / "verification.json").write_text('{"thresholds": {}}')
+    run_directory.write_verification(kept | {"thresholds": {}}, folder)
     assert search.likely_from(folder, 0.5) is None
     (folder / "verification.json").write_text("[]")
     with pytest.raises(UserError, match="verification.json cannot be read"):

@@ -1,6 +1,5 @@
 """`dgfast search`: the pictures of a gallery that show the same person as a query, best first."""
 
-import json
 import logging
 import os
 import sys
@@ -29,7 +28,7 @@ from dgfast.retrieval.neighbours import checked_pair
 from dgfast.retrieval.saved_vectors import Shown, Vectors
 from dgfast.retrieval.searching import most_alike, scores_of
 from dgfast.retrieval.visualise import QUERY, RIGHT, UNKNOWN, WRONG, Cell, draw_rankings
-from dgfast.run_directory import VERIFICATION
+from dgfast.run_directory import read_verification
 
 log = logging.getLogger("dgfast")
 
@@ -145,15 +144,10 @@ def likely_from(folder: Path, alpha: float) -> float | None:
     Raises:
         UserError: the file of the model's thresholds holds something else.
     """
-    file = folder / VERIFICATION
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        point = values["thresholds"].get(RATE)
-        return None if point is None or values.get("alpha", alpha) != alpha else float(point["threshold"])
-    except FileNotFoundError:
+    values = read_verification(folder)
+    if values is None or values["alpha"] != alpha or RATE not in values["thresholds"]:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read ({error!r}); expected thresholds of the model: remove it") from error
+    return values["thresholds"][RATE]["threshold"]
 
 
 def find(
