@@ -3,49 +3,15 @@ stay."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any
 
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
-
-class _Parts(NamedTuple):
-    """What is looked up in a network at every iteration."""
-
-    inside: list[nn.Module]  # all its modules but itself, lest it keep itself alive in `_known`
-    norms: list[_BatchNorm]
-    weights: list[nn.Parameter]
-    detached: dict[str, Tensor]  # the weights' memory under their names, without gradient
-
-
-_known: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
-
-
-def _parts(module: nn.Module) -> _Parts:
-    """The parts of a network, found once: its modules and parameters must not be replaced by others.
-
-    Its memory may be: the next call notices.
-    """
-    parts = _known.get(module)
-    if parts is None or any(
-        w.data_ptr() != d.data_ptr() or w.dtype != d.dtype
-        for w, d in zip(parts.weights, parts.detached.values(), strict=True)
-    ):
-        inside = [layer for layer in module.modules() if layer is not module]
-        named = dict(module.named_parameters())
-        parts = _known[module] = _Parts(
-            inside,
-            [layer for layer in inside if isinstance(layer, _BatchNorm)],
-            list(named.values()),
-            {name: weight.detach() for name, weight in named.items()},
-        )
-    return parts
+from .stand_ins import parts_of
 
 
 def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., Any]:
-    """A view of a network in eval mode with detached weights: no copy is made, and it follows the optimiser's updates.
+    """A view of a network in eval mode with detached weights: it follows the optimiser's updates.
 
     Args:
         module: any network that is no layer itself; after each call its own mode is as before.
@@ -56,11 +22,9 @@ def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., A
     """
 
     def call(*args: Any) -> Any:
-        parts = _parts(module)
-        with evaluating(module, batch_statistics):
-            if not any(weight.requires_grad for weight in parts.weights):
-                return module(*args)
-            return functional_call(module, parts.detached, args)
+        parts = parts_of(module)
+        with evaluating(module, batch_statistics), parts.standing_in(parts.constants):
+            return module(*args)
 
     return call
 
@@ -73,7 +37,7 @@ def evaluating(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
         module: any network that is no layer itself.
         batch_statistics: whether BatchNorm normalises by the batch, updating nothing, or by its running statistics.
     """
-    parts = _parts(module)
+    parts = parts_of(module)
     modes = [(layer, layer.training) for layer in (module, *parts.inside)]
     for layer, _ in modes:
         layer.training = False
@@ -95,7 +59,7 @@ def untracked(module: nn.Module) -> Iterator[None]:
     Args:
         module: any network that is no layer itself.
     """
-    norms = [norm for norm in _parts(module).norms if norm.training]
+    norms = [norm for norm in parts_of(module).norms if norm.training]
     for norm in norms:
         norm.track_running_stats = False
     try:
