@@ -2,12 +2,13 @@
 stay."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
-from .stand_ins import parts_of
+from .stand_ins import Parts, parts_of
 
 
 def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., Any]:
@@ -38,32 +39,64 @@ def evaluating(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
         batch_statistics: whether BatchNorm normalises by the batch, updating nothing, or by its running statistics.
     """
     parts = parts_of(module)
-    modes = [(layer, layer.training) for layer in (module, *parts.inside)]
-    for layer, _ in modes:
-        layer.training = False
+    # Past nn.Module.__setattr__, whose checks take longer than the small kernels of a GPU.
+    settings = [vars(layer) for layer in (module, *parts.inside)]
+    modes = [values["training"] for values in settings]
+    for values in settings:
+        values["training"] = False
     if batch_statistics:
         for norm in parts.norms:
-            norm.training = True
+            vars(norm)["training"] = True
     try:
-        with untracked(module):
+        with _untracked(parts):
             yield
     finally:
-        for layer, mode in modes:
-            layer.training = mode
+        for values, mode in zip(settings, modes, strict=True):
+            values["training"] = mode
 
 
 @contextmanager
-def untracked(module: nn.Module) -> Iterator[None]:
+def counted_together(module: nn.Module) -> Iterator[None]:
+    """Within the context, one BatchNorm of a network counts its batches for all; at the end they have the same counts.
+
+    A count is a number on the device, and so each one by itself is a launch a pass.
+
+    Args:
+        module: any network that is no layer itself; its BatchNorms meet the same number of batches.
+    """
+    counting = [norm for norm in parts_of(module).norms if norm.training]
+    counts = [norm.num_batches_tracked for norm in counting if norm.num_batches_tracked is not None]
+    if len(counts) < 2 or len(counts) < len(counting):
+        yield
+        return
+    before = counts[0].clone()
+    for norm in counting[1:]:
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, count in zip(counting, counts, strict=True):
+            norm.num_batches_tracked = count
+    # As a list, since torch would ask the device for the value of a single number.
+    torch._foreach_add_(counts[1:], [counts[0] - before] * len(counts[1:]))
+
+
+def untracked(module: nn.Module) -> AbstractContextManager[None]:
     """Within the context, BatchNorm in training mode leaves its running statistics alone.
 
     Args:
         module: any network that is no layer itself.
     """
-    norms = [norm for norm in parts_of(module).norms if norm.training]
-    for norm in norms:
-        norm.track_running_stats = False
+    return _untracked(parts_of(module))
+
+
+@contextmanager
+def _untracked(parts: Parts) -> Iterator[None]:
+    settings = [vars(norm) for norm in parts.norms if norm.training]
+    for values in settings:
+        values["track_running_stats"] = False
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for values in settings:
+            values["track_running_stats"] = True

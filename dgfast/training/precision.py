@@ -14,6 +14,7 @@ from .stand_ins import cast_weights
 
 _FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+
 def allow_tf32(allowed: bool) -> None:
     """Say whether this process lets fp32 products on a GPU round to TF32; torch alone would let convolutions do so.
 

@@ -17,7 +17,7 @@ from dgfast.data.batches import PairBatch
 from dgfast.models import DGNet, Teacher
 
 from .distributed import Workers
-from .frozen import untracked
+from .frozen import counted_together, untracked
 from .objectives import DiscriminatorObjective, GeneratorObjective, ReconstructionObjective, TeacherObjective
 from .optimizers import (
     Schedule,
@@ -370,7 +370,8 @@ class DGNetStage(_TwoStreams):
 
         made = self.networks
         learning = made.appearance, made.structure, made.decoder
-        with self.precision.cast_weights(learning, frozen=[made.appearance, made.structure]):
+        frozen = made.appearance, made.structure
+        with self.precision.cast_weights(learning, frozen), counted_together(made.appearance):
             d, g = self._update(batch.split(self.config.optim.accumulate), weights, structure_learns)
         self.precision.scaler.update()
         return {f"d/{name}": loss for name, loss in d.items()} | {f"g/{name}": loss for name, loss in g.items()}

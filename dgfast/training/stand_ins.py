@@ -53,7 +53,8 @@ class Parts:
     def outdated(self) -> bool:
         """Whether the weights have got other memory since."""
         return any(
-            w.data_ptr() != d.data_ptr() or w.dtype != d.dtype for w, d in zip(self.weights, self._detached, strict=True)
+            w.data_ptr() != d.data_ptr() or w.dtype != d.dtype
+            for w, d in zip(self.weights, self._detached, strict=True)
         )
 
     @contextmanager
@@ -71,7 +72,7 @@ class Parts:
             self._put(before)
 
     def _put(self, tensors: Sequence[Any]) -> None:
-        # As nn.Module.__setattr__ would, but for its checks, which take longer than the small kernels of a GPU.
+        # Past nn.Module.__setattr__, whose checks take longer than the small kernels of a GPU.
         for (table, name), tensor in zip(self._tables, tensors, strict=True):
             table[name] = tensor
 
@@ -131,7 +132,7 @@ class _Cast(Function):
 
 def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
     copies = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
-    torch._foreach_copy_(copies, tensors)
+    torch._foreach_copy_(copies, tuple(tensors))
     return copies
 
 
