@@ -66,9 +66,11 @@ class _Fold(Function):
         ctx.pad = pad
         if not grad.is_cuda:
             n, c, h, w = grad.shape
-            shape = grad.new_empty((n, c, h - 2 * pad, w - 2 * pad))  # only its shape and format are read
-            if grad.is_contiguous(memory_format=torch.channels_last):
-                shape = shape.to(memory_format=torch.channels_last)
+            last = grad.is_contiguous(memory_format=torch.channels_last)
+            form = torch.channels_last if last else torch.contiguous_format
+            size = (n, c, h - 2 * pad, w - 2 * pad)
+            # Only shape and format of this one are read.
+            shape = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=form)
             return torch.ops.aten.reflection_pad2d_backward(grad, shape, (pad,) * 4)
         return _folded(_folded(grad, 2, pad), 3, pad)
 

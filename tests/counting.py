@@ -22,6 +22,7 @@ class Cost(TorchDispatchMode):
     Attributes:
         phase: what the caller names the work that follows.
         calls: operators that reached the dispatcher, views among them; a kernel of dgfast is one.
+        views: those of them that return other tensors of the same memory.
         calls_by: the same by (phase, network, operator).
         flops: multiplications and additions of convolutions and matrix products, as torch.utils.flop_counter has them.
         flops_by: the same by (phase, network, operator).
@@ -30,6 +31,7 @@ class Cost(TorchDispatchMode):
     def __init__(self, networks: Mapping[str, nn.Module] | None = None):
         super().__init__()
         self.phase = ""
+        self.views = 0
         self.calls_by: Counter[tuple[str, str, str]] = Counter()
         self.flops_by: Counter[tuple[str, str, str]] = Counter()
         self._networks = dict(networks or {})
@@ -80,6 +82,9 @@ class Cost(TorchDispatchMode):
         operator = func._overloadpacket
         key = (self.phase, network, operator.__name__)
         self.calls_by[key] += 1
+        self.views += operator.__name__ == "_unsafe_view" or any(
+            value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns
+        )
         if operator in flop_registry:
             self.flops_by[key] += flop_registry[operator](*args, **kwargs, out_val=out)
         return out

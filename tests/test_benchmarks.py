@@ -79,6 +79,14 @@ def test_both_steps_compute_in_the_same_fp32(monkeypatch):
     assert seen == [(False, False)] * 2
 
 
+def test_the_hosts_work_is_that_of_all_layers():
+    """However narrow: as many calls of operators as with the paper's networks."""
+    found = bench_step.host(rounds=1)
+    assert {"naive fp32, ms", "lean fp32, ms", "lean bf16, of the plain step"} < found.keys()
+    narrow, wide = bench_step.NarrowResNet50(), bench_step.ResNet50()
+    assert [type(layer) for layer in narrow.modules()][1:] == [type(layer) for layer in wide.modules()][1:]
+
+
 @pytest.mark.parametrize("phase", ["forward", "both"])
 def test_the_loss_is_timed_on_a_gpu_without_its_host(monkeypatch, phase):
     """By a graph of calls on different memory, each of which can be differentiated once."""

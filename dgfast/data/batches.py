@@ -73,6 +73,8 @@ class PairBatch:
         Args:
             parts: how many; a divisor of the number of samples of a stream.
         """
+        if parts == 1:
+            return [self]
         return [PairBatch(a, b) for a, b in zip(self.a.split(parts), self.b.split(parts), strict=True)]
 
 

@@ -28,6 +28,15 @@ from torch.autograd import Function
 # as groups of channels, so that one grouped convolution serves both.
 _PIECES = ((1, 1), (2, 1), (1, 2), (2, 2))
 
+# Where N, O, rows, p, columns and q stand in a piece that is seen as [N, (column end), (row end), p, q, O, (h), (w)].
+# Of the dimensions in brackets those that have one value are left away.
+_ORDER = {
+    (1, 1): (0, 3, 4, 1, 5, 2),
+    (2, 1): (0, 4, 1, 2, 5, 3),
+    (1, 2): (0, 4, 5, 2, 1, 3),
+    (2, 2): (0, 5, 2, 3, 1, 4),
+}
+
 
 class UpsampledConvolution(nn.Conv2d):
     """A 5x5 convolution behind nearest upsampling by 2 and a reflected border of 2 pixels.
@@ -97,12 +106,11 @@ def upsampled_convolution(x: Tensor, weight: Tensor, bias: Tensor, fold: Tensor)
     n, channels, height, width = x.shape
     if min(height, width) < 2:
         raise ValueError(f"upsampled_convolution: image of {height} x {width} pixels, expected at least 2 x 2")
-    x, rows = _with_ends(x, 2)
-    x, columns = _with_ends(x, 3)
-    rows, corners = _with_ends(rows, 3)
     pieces: list[Tensor | None] = []
     kernels = _kernels(weight, fold)
-    for piece, kernel, (a, b) in zip((x, rows, columns, corners), kernels, _PIECES, strict=True):
+    # The compiler itself avoids what `_Cut` is for.
+    cut = _cut(x) if torch.compiler.is_compiling() else _Cut.apply(x)
+    for piece, kernel, (a, b) in zip(cut, kernels, _PIECES, strict=True):
         if min(piece.shape[2] - kernel.shape[2], piece.shape[3] - kernel.shape[3]) < 0:
             pieces.append(None)  # of two pixels both are ends: nothing lies inside
         else:
@@ -127,11 +135,11 @@ def _kernels(weight: Tensor, fold: Tensor) -> list[Tensor]:
     ]
 
 
-def _with_ends(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """x, and its first and last two slices along `dim`, side by side as channels."""
-    if torch.compiler.is_compiling():  # the compiler itself avoids what `_WithEnds` is for
-        return x, _ends(x, dim)
-    return _WithEnds.apply(x, dim)
+def _cut(x: Tensor) -> tuple[Tensor, ...]:
+    """The pieces of x that the kernels read, in the order of `_PIECES`: x; its first and last two rows, side by side as
+    channels; its columns likewise; the columns of those rows."""
+    rows = _ends(x, 2)
+    return x, rows, _ends(x, 3), _ends(rows, 3)
 
 
 def _ends(x: Tensor, dim: int) -> Tensor:
@@ -139,25 +147,25 @@ def _ends(x: Tensor, dim: int) -> Tensor:
     return torch.cat([x.narrow(dim, 0, 2), x.narrow(dim, x.shape[dim] - 2, 2)], 1)
 
 
-class _WithEnds(Function):
-    """`_with_ends` with a backward pass of its own: the ends' gradients are added to that of the whole in place.
+class _Cut(Function):
+    """`_cut` with a backward pass of its own: the ends' gradients are added to that of the whole in place.
 
     Autograd would fill and add one tensor of x's size for each slice.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        ctx.dim = dim
-        return x.view_as(x), _ends(x, dim)
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, ...]:
+        return _cut(x.view_as(x))
 
     @staticmethod
-    def backward(ctx: Any, whole: Tensor, ends: Tensor) -> tuple[Tensor, None]:
-        # In place, because nobody else reads `whole`: it comes from the only reader of x's alias, a convolution or
-        # another _WithEnds, which made it for this call.
-        first, last = ends.chunk(2, 1)
-        whole.narrow(ctx.dim, 0, 2).add_(first)
-        whole.narrow(ctx.dim, whole.shape[ctx.dim] - 2, 2).add_(last)
-        return whole, None
+    def backward(ctx: Any, whole: Tensor, rows: Tensor, columns: Tensor, corners: Tensor) -> Tensor:
+        # In place, because nobody else reads these: each comes from the only reader of a piece, a convolution, which
+        # made it for this call.
+        for into, ends, dim in ((rows, corners, 3), (whole, columns, 3), (whole, rows, 2)):
+            first, last = ends.chunk(2, 1)
+            into.narrow(dim, 0, 2).add_(first)
+            into.narrow(dim, into.shape[dim] - 2, 2).add_(last)
+        return whole
 
 
 class _Interleave(Function):
@@ -196,7 +204,8 @@ def _places(image: Tensor) -> list[Tensor]:
     n, outputs, height, width = image.shape
     grid = image.view(n, outputs, height // 2, 2, width // 2, 2)
     axis = {1: lambda size: slice(1, size - 1), 2: lambda size: slice(0, size, size - 1)}
-    return [grid[:, :, axis[a](height // 2), :, axis[b](width // 2)] for a, b in _PIECES]
+    rows = {a: grid[:, :, axis[a](height // 2)] for a in axis}
+    return [rows[a][..., axis[b](width // 2), :] for a, b in _PIECES]
 
 
 def _phases(piece: Tensor, ends: tuple[int, int]) -> Tensor:
@@ -204,7 +213,9 @@ def _phases(piece: Tensor, ends: tuple[int, int]) -> Tensor:
 
     Along each axis its pixels are either ends or inside, so that of ends and pixels one has the size 1.
     """
-    a, b = ends
     n, channels, height, width = piece.shape
-    parts = piece.view(n, b, a, 2, 2, channels // (4 * a * b), height, width)
-    return parts.permute(0, 5, 2, 6, 3, 1, 7, 4).reshape(n, -1, a * height, 2, b * width, 2)
+    a, b = ends
+    sizes = [size for size, there in ((b, b == 2), (a, a == 2)) if there]
+    pixels = [size for size, there in ((height, a == 1), (width, b == 1)) if there]
+    parts = piece.view(n, *sizes, 2, 2, channels // (4 * a * b), *pixels)
+    return parts.permute(_ORDER[ends])

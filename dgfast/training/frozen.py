@@ -2,50 +2,17 @@
 stay."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch
+from torch import nn
 
-
-class _Parts(NamedTuple):
-    """What is looked up in a network at every iteration."""
-
-    inside: list[nn.Module]  # all its modules but itself, lest it keep itself alive in `_known`
-    norms: list[_BatchNorm]
-    weights: list[nn.Parameter]
-    detached: dict[str, Tensor]  # the weights' memory under their names, without gradient
-
-
-_known: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
-
-
-def _parts(module: nn.Module) -> _Parts:
-    """The parts of a network, found once: its modules and parameters must not be replaced by others.
-
-    Its memory may be: the next call notices.
-    """
-    parts = _known.get(module)
-    if parts is None or any(
-        w.data_ptr() != d.data_ptr() or w.dtype != d.dtype
-        for w, d in zip(parts.weights, parts.detached.values(), strict=True)
-    ):
-        inside = [layer for layer in module.modules() if layer is not module]
-        named = dict(module.named_parameters())
-        parts = _known[module] = _Parts(
-            inside,
-            [layer for layer in inside if isinstance(layer, _BatchNorm)],
-            list(named.values()),
-            {name: weight.detach() for name, weight in named.items()},
-        )
-    return parts
+from .stand_ins import Parts, parts_of
 
 
 def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., Any]:
-    """A view of a network in eval mode with detached weights: no copy is made, and it follows the optimiser's updates.
+    """A view of a network in eval mode with detached weights: it follows the optimiser's updates.
 
     Args:
         module: any network that is no layer itself; after each call its own mode is as before.
@@ -56,11 +23,9 @@ def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., A
     """
 
     def call(*args: Any) -> Any:
-        parts = _parts(module)
-        with evaluating(module, batch_statistics):
-            if not any(weight.requires_grad for weight in parts.weights):
-                return module(*args)
-            return functional_call(module, parts.detached, args)
+        parts = parts_of(module)
+        with evaluating(module, batch_statistics), parts.standing_in(parts.constants):
+            return module(*args)
 
     return call
 
@@ -73,33 +38,65 @@ def evaluating(module: nn.Module, batch_statistics: bool) -> Iterator[None]:
         module: any network that is no layer itself.
         batch_statistics: whether BatchNorm normalises by the batch, updating nothing, or by its running statistics.
     """
-    parts = _parts(module)
-    modes = [(layer, layer.training) for layer in (module, *parts.inside)]
-    for layer, _ in modes:
-        layer.training = False
+    parts = parts_of(module)
+    # Past nn.Module.__setattr__, whose checks take longer than the small kernels of a GPU.
+    settings = [vars(layer) for layer in (module, *parts.inside)]
+    modes = [values["training"] for values in settings]
+    for values in settings:
+        values["training"] = False
     if batch_statistics:
         for norm in parts.norms:
-            norm.training = True
+            vars(norm)["training"] = True
     try:
-        with untracked(module):
+        with _untracked(parts):
             yield
     finally:
-        for layer, mode in modes:
-            layer.training = mode
+        for values, mode in zip(settings, modes, strict=True):
+            values["training"] = mode
 
 
 @contextmanager
-def untracked(module: nn.Module) -> Iterator[None]:
+def counted_together(module: nn.Module) -> Iterator[None]:
+    """Within the context, one BatchNorm of a network counts its batches for all; at the end they have the same counts.
+
+    A count is a number on the device, and so each one by itself is a launch a pass.
+
+    Args:
+        module: any network that is no layer itself; its BatchNorms meet the same number of batches.
+    """
+    counting = [norm for norm in parts_of(module).norms if norm.training]
+    counts = [norm.num_batches_tracked for norm in counting if norm.num_batches_tracked is not None]
+    if len(counts) < 2 or len(counts) < len(counting):
+        yield
+        return
+    before = counts[0].clone()
+    for norm in counting[1:]:
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, count in zip(counting, counts, strict=True):
+            norm.num_batches_tracked = count
+    # As a list, since torch would ask the device for the value of a single number.
+    torch._foreach_add_(counts[1:], [counts[0] - before] * len(counts[1:]))
+
+
+def untracked(module: nn.Module) -> AbstractContextManager[None]:
     """Within the context, BatchNorm in training mode leaves its running statistics alone.
 
     Args:
         module: any network that is no layer itself.
     """
-    norms = [norm for norm in _parts(module).norms if norm.training]
-    for norm in norms:
-        norm.track_running_stats = False
+    return _untracked(parts_of(module))
+
+
+@contextmanager
+def _untracked(parts: Parts) -> Iterator[None]:
+    settings = [vars(norm) for norm in parts.norms if norm.training]
+    for values in settings:
+        values["track_running_stats"] = False
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for values in settings:
+            values["track_running_stats"] = True

@@ -98,7 +98,7 @@ class DiscriminatorObjective(nn.Module):
             see `step.discriminator_losses`.
         """
         (networks,) = self._others
-        with self.precision.autocast_penalty():
+        with self.precision.autocast_penalty(self.discriminator):
             return discriminator_losses(networks, batch, made, weights)
 
 
@@ -131,7 +131,7 @@ class GeneratorObjective(nn.Module):
             see `step.generator_losses`.
         """
         networks, teacher = self._others
-        with self.precision.autocast():
+        with self.precision.autocast(), self.precision.cast_weights(frozen=[networks.discriminator, teacher]):
             return generator_losses(
                 networks,
                 teacher,

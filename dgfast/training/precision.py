@@ -1,12 +1,18 @@
 """Number formats: which one a device gets, autocast around the forward passes, the loss scale of fp16."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from dgfast.config import Precision
 from dgfast.errors import UserError
+
+from .stand_ins import cast_weights
+
+_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -45,9 +51,29 @@ class MixedPrecision:
         """Around forward passes; fp32 needs none."""
         if self.name == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.name == "bf16" else torch.float16)
+        return torch.autocast(self.device.type, _FORMATS[self.name])
 
-    def autocast_penalty(self) -> AbstractContextManager:
+    def cast_weights(
+        self, learning: Sequence[nn.Module] = (), frozen: Sequence[nn.Module] = ()
+    ) -> AbstractContextManager[None]:
+        """Around several forward passes between which no weight changes: their weights are cast once for all of them.
+
+        Args:
+            learning: networks whose weights take gradients.
+            frozen: networks of which there are frozen views; one can be both.
+        """
+        return nullcontext() if self.name == "fp32" else cast_weights(_FORMATS[self.name], learning, frozen)
+
+    @contextmanager
+    def autocast_penalty(self, discriminator: nn.Module) -> Iterator[None]:
         """Around D's update, whose gradient penalty squares gradients: fp16's range is too small for that, bf16's is
-        not."""
-        return nullcontext() if self.name == "fp16" else self.autocast()
+        not.
+
+        Args:
+            discriminator: D; its weights are cast once for both of its passes.
+        """
+        if self.name == "fp16":
+            yield
+        else:
+            with self.autocast(), self.cast_weights([discriminator]):
+                yield

@@ -17,7 +17,7 @@ from dgfast.data.batches import PairBatch
 from dgfast.models import DGNet, Teacher
 
 from .distributed import Workers
-from .frozen import untracked
+from .frozen import counted_together, untracked
 from .objectives import DiscriminatorObjective, GeneratorObjective, ReconstructionObjective, TeacherObjective
 from .optimizers import (
     Schedule,
@@ -29,7 +29,7 @@ from .optimizers import (
     teacher_optimizer,
 )
 from .precision import MixedPrecision
-from .step import Translation, translate, weights_at
+from .step import Losses, Translation, Weights, translate, weights_at
 from .update import Update
 
 # Every other step, on average, E_s learns from the generated images; else it judges them (docs/method.md, section 2).
@@ -367,8 +367,18 @@ class DGNetStage(_TwoStreams):
         # The same in all processes: the coin depends on nothing but the run's seed and the iteration.
         structure_learns = random.Random(f"{self.config.run.seed}:{iteration}").random() < STRUCTURE_LEARNS
 
-        parts = batch.split(self.config.optim.accumulate)
+        made = self.networks
+        learning = made.appearance, made.structure, made.decoder
+        frozen = made.appearance, made.structure
+        with self.precision.cast_weights(learning, frozen), counted_together(made.appearance):
+            d, g = self._update(batch.split(self.config.optim.accumulate), weights, structure_learns)
+        self.precision.scaler.update()
+        return {f"d/{name}": loss for name, loss in d.items()} | {f"g/{name}": loss for name, loss in g.items()}
+
+    def _update(self, parts: list[PairBatch], weights: Weights, structure_learns: bool) -> tuple[Losses, Losses]:
+        """Both updates of an iteration; the losses of D, then those of the others."""
         if len(parts) == 1:
+            (batch,) = parts
             made = self.translate(batch)
             d = self.update_discriminator([(batch, made, weights)])
             g = self.update_generator([(batch, made, weights, structure_learns)])
@@ -377,8 +387,7 @@ class DGNetStage(_TwoStreams):
             # and they are made again for the generator.
             d = self.update_discriminator((part, self._preview(part), weights) for part in parts)
             g = self.update_generator((part, self.translate(part), weights, structure_learns) for part in parts)
-        self.precision.scaler.update()
-        return {f"d/{name}": loss for name, loss in d.items()} | {f"g/{name}": loss for name, loss in g.items()}
+        return d, g
 
     def translate(self, batch: PairBatch) -> Translation:
         """Make every code and picture of an iteration, in the run's number format.

@@ -263,12 +263,13 @@ def generator_losses(
     if weights.structure_code or weights.cycle:  # before the warm-up neither counts, and nothing of it is computed
         swapped = torch.cat([x_ab, x_ba])  # in the order of their structures: a's bodies, b's bodies
         if structure_learns:
-            s_a, s_b = networks.structure(grey(swapped.detach())).chunk(2)
+            s = networks.structure(grey(swapped.detach()))
         else:
-            s_a, s_b = frozen(networks.structure)(grey(swapped)).chunk(2)
+            s = frozen(networks.structure)(grey(swapped))
+        s_a, s_b = s.chunk(2)
         l1["structure_code"] = weights.structure_code, ((s_a, a.s.detach()), (s_b, b.s.detach()))
         if weights.cycle:
-            cycled_a, cycled_b = networks.decoder(torch.cat([s_a, s_b]), torch.cat([f_a, f_b])).chunk(2)
+            cycled_a, cycled_b = networks.decoder(s, torch.cat([f_a, f_b])).chunk(2)
             l1["cycle"] = weights.cycle, beside_images(cycled_a, cycled_b)
 
     # --- The generated image must carry the identity of its clothes (equation 6)
