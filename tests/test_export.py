@@ -147,7 +147,7 @@ def test_what_a_user_has_to_know_is_inside_and_beside(model, exported, graph):
     assert beside["image_size"] == [128, 64] and beside["embedding"] == 512 and beside["alpha"] == model.alpha
     assert beside["mean"] == [0.485, 0.456, 0.406] and beside["std"] == [0.229, 0.224, 0.225]
     assert beside["data_set"] == "pedestrians" and "apache-2.0" in beside["licence"]
-    assert beside["threshold"] is None and not beside["mirror"]
+    assert beside["threshold"] == run_directory.read_verification(BUNDLED)["threshold_eer"] and not beside["mirror"]
     assert sorted(path.name for path in exported.parent.iterdir()) == [
         exported.with_suffix(".json").name,
         exported.name,
@@ -162,7 +162,8 @@ def run(tmp_path_factory, market):
     torch.manual_seed(0)
     save_model(DGNet(tiny.MODEL, 2), tiny.MODEL, 2, folder / "model.safetensors")
     thresholds = {"0.001": {"threshold": 0.75, "tpr": 0.5}}
-    (folder / "verification.json").write_text(json.dumps({"threshold_eer": 0.625, "thresholds": thresholds}))
+    values = {"kind": "both", "alpha": 0.5, "eer": 0.1, "threshold_eer": 0.625, "thresholds": thresholds}
+    (folder / "verification.json").write_text(json.dumps({**values, "pairs": [2, 3], "data": "market1501"}))
     return folder
 
 
@@ -240,7 +241,11 @@ def test_names_say_network_and_data_set_and_weights_keep_their_terms(run, tmp_pa
     (tmp_path / "licence.txt").write_text("Their authors' terms.\n")
     assert default_name(Model(large, settings, tmp_path), "fp32", False) == "resnet50_dgfast_market1501.onnx"
     values = about(Model(large, settings, tmp_path), Embedder(networks, False), "fp32")
-    assert values["licence"] == "Their authors' terms." and values["data_set"] == "market1501"
+    assert (
+        values["threshold"] is None
+        and values["licence"] == "Their authors' terms."
+        and values["data_set"] == "market1501"
+    )
     assert data_set_of(Model(large, settings, tmp_path / "elsewhere")) == "unknown"
 
 

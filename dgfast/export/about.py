@@ -1,6 +1,5 @@
 """What a user of the file has to know: sizes, how pictures become its input, what its vectors mean, whose it is."""
 
-import json
 import re
 from typing import Any
 
@@ -8,7 +7,6 @@ import dgfast
 from dgfast import run_directory
 from dgfast.config import MAKE_THEIR_OWN
 from dgfast.data.batches import IMAGENET_MEAN, IMAGENET_STD
-from dgfast.errors import UserError
 from dgfast.inference import Model
 
 from .embedder import Embedder
@@ -104,14 +102,8 @@ def _licence(model: Model, data_set: str) -> str:
 
 
 def _thresholds(model: Model) -> dict[str, Any]:
-    """Scores from which on two pictures show the same person; None where nobody has measured them."""
-    file = model.folder / run_directory.VERIFICATION
-    if not file.is_file():
+    """Scores from which on two pictures show the same person; None where nobody has measured them for these vectors."""
+    values = run_directory.read_verification(model.folder)
+    if values is None or values["kind"] != "both" or values["alpha"] != model.alpha:
         return {"threshold": None, "thresholds": {}}
-    try:
-        values = json.loads(file.read_text())
-        return {"threshold": float(values["threshold_eer"]), "thresholds": dict(values["thresholds"])}
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error!r}); expected what dgfast wrote there: remove it, or evaluate the run again"
-        ) from error
+    return {"threshold": values["threshold_eer"], "thresholds": values["thresholds"]}
