@@ -162,8 +162,8 @@ def run(tmp_path_factory, market):
     torch.manual_seed(0)
     save_model(DGNet(tiny.MODEL, 2), tiny.MODEL, 2, folder / "model.safetensors")
     thresholds = {"0.001": {"threshold": 0.75, "tpr": 0.5}}
-    values = {"kind": "both", "alpha": 0.5, "eer": 0.1, "threshold_eer": 0.625, "data": "shop", "pairs": [10, 1000]}
-    run_directory.write_verification(values | {"thresholds": thresholds}, folder)
+    values = {"kind": "both", "alpha": 0.5, "eer": 0.1, "threshold_eer": 0.625, "thresholds": thresholds}
+    (folder / "verification.json").write_text(json.dumps({**values, "pairs": [2, 3], "data": "market1501"}))
     return folder
 
 
@@ -241,7 +241,11 @@ def test_names_say_network_and_data_set_and_weights_keep_their_terms(run, tmp_pa
     (tmp_path / "licence.txt").write_text("Their authors' terms.\n")
     assert default_name(Model(large, settings, tmp_path), "fp32", False) == "resnet50_dgfast_market1501.onnx"
     values = about(Model(large, settings, tmp_path), Embedder(networks, False), "fp32")
-    assert values["licence"] == "Their authors' terms." and values["data_set"] == "market1501"
+    assert (
+        values["threshold"] is None
+        and values["licence"] == "Their authors' terms."
+        and values["data_set"] == "market1501"
+    )
     assert data_set_of(Model(large, settings, tmp_path / "elsewhere")) == "unknown"
 
 

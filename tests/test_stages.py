@@ -21,7 +21,7 @@ from tests import tiny
 from tests.counting import Cost
 
 CLASSES = 5
-LIMIT_CALLS, LIMIT_CASTS, LIMIT_VIEWS = 8000, 500, 2100  # of a step in bf16; 8930, 1740 and 2149 where each pass cast
+LIMIT_CALLS, LIMIT_CASTS, LIMIT_VIEWS = 8010, 500, 2100  # of a step in bf16; 8930, 1740 and 2149 where each pass cast
 MODEL = dataclasses.replace(tiny.MODEL, prim_dropout=0.0, fine_dropout=0.0)
 
 

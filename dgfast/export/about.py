@@ -102,8 +102,8 @@ def _licence(model: Model, data_set: str) -> str:
 
 
 def _thresholds(model: Model) -> dict[str, Any]:
-    """Scores from which on two pictures show the same person; None where nobody has measured them."""
+    """Scores from which on two pictures show the same person; None where nobody has measured them for these vectors."""
     values = run_directory.read_verification(model.folder)
-    if values is None:
+    if values is None or values["kind"] != "both" or values["alpha"] != model.alpha:
         return {"threshold": None, "thresholds": {}}
     return {"threshold": values["threshold_eer"], "thresholds": values["thresholds"]}
