@@ -67,7 +67,7 @@ def said_by(command, capsys) -> str:
     ("module", "stubbed", "words", "flag"),
     [
         (rerank, "_features", ["rerank", "--query", "q.npy", "--gallery", "g.npy", "--out", "o.npy"], "--topk"),
-        (quality, "_open", ["quality"], "--swaps"),
+        (quality, "read", ["quality"], "--swaps"),
         (synth, "generate", ["synth", "--out", "people", "--identities", "4"], "--workers"),
         (evaluate, "read", ["eval", "--run", "runs/latest"], "--batch-size"),
     ],
