@@ -30,11 +30,14 @@ from dgfast.commands import (
     cli,
     doctor,
     evaluate,
+    generate,
     import_reference,
+    interpolate,
     profile,
     quality,
     rerank,
     sources,
+    swap,
     synth,
     train,
     verify,
@@ -42,6 +45,7 @@ from dgfast.commands import (
 from dgfast.config import PRESETS
 from dgfast.data.loaders import choose
 from dgfast.errors import UserError
+from dgfast.inference import Model
 from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher, save_model
 from dgfast.profiling.measure import Measurement
@@ -56,6 +60,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "rerank": (rerank.Command,),
     "quality": (quality.Command,),
     "synth": (synth.Command,),
+    "swap": (swap.Command,),
+    "interpolate": (interpolate.Command,),
+    "generate": (generate.Command,),
     "import-reference": (import_reference.Command,),
     "profile": (Measurement, train.Command),
     "doctor": (doctor.Command,),
@@ -68,6 +75,9 @@ USUAL = {  # so that many draws get beyond the flags that are missing
     "quality": ["--run", "run"],
     "verify": ["--run", "run"],
     "synth": ["--out", "new", "--identities", "4"],
+    "swap": ["--model", "run", "--bodies", "pictures/1.png"],
+    "interpolate": ["--model", "run", "--from", "pictures/1.png", "--to", "pictures/1.png"],
+    "generate": ["--model", "run", "--data-root", "market", "--out", "new", "--images", "3"],
     "import-reference": ["--out", "new"],
 }
 
@@ -170,6 +180,11 @@ def stopped_early(place):
     patch.setattr(evaluate, "evaluate", begin)
     patch.setattr(quality, "assess", begin)
     patch.setattr(quality, "evaluation_batches", begin)
+    patch.setattr(swap, "swap_all", begin)
+    patch.setattr(swap, "demo_people", begin)
+    patch.setattr(interpolate, "demo_people", begin)
+    patch.setattr(Model, "interpolate", begin)
+    patch.setattr(generate, "_judge", begin)
     patch.setattr(dataset_module, "_finish", begin)
     patch.setattr(dataset_module, "count_images", lambda *_: 1)
     patch.setattr(profile, "make_report", begin)

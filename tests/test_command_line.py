@@ -6,7 +6,21 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from dgfast.commands import ablation, cli, doctor, evaluate, import_reference, quality, rerank, synth, train, verify
+from dgfast.commands import (
+    ablation,
+    cli,
+    doctor,
+    evaluate,
+    generate,
+    import_reference,
+    interpolate,
+    quality,
+    rerank,
+    swap,
+    synth,
+    train,
+    verify,
+)
 from dgfast.commands import profile as profile_command
 from dgfast.commands.command_line import flags
 from dgfast.config import PRESETS, Config, check
@@ -21,6 +35,9 @@ KINDS = {
     "rerank": rerank.Command,
     "quality": quality.Command,
     "synth": synth.Command,
+    "swap": swap.Command,
+    "interpolate": interpolate.Command,
+    "generate": generate.Command,
     "import-reference": import_reference.Command,
     "profile": Measurement,
     "doctor": doctor.Command,
@@ -89,6 +106,7 @@ REQUIRED = {
     "quality": ["--run", "/nowhere"],
     "rerank": ["--query", "/nowhere/q.npy", "--gallery", "/nowhere/g.npy", "--out", "/nowhere/d.npy"],
     "synth": ["--out", "/nowhere/at/all", "--identities", "4"],
+    "generate": ["--data-root", "/nowhere", "--out", "/nowhere/at/all"],
 }
 
 

@@ -157,8 +157,10 @@ def _check_names(settings: Any) -> None:
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
             _check_names(value)
-        elif isinstance(value, (Path, str)):
-            check_name(field.name, value)
+            continue
+        for name in value if isinstance(value, tuple) else (value,):
+            if isinstance(name, (Path, str)):
+                check_name(field.name, name)
 
 
 def _complaint(box: str) -> str:
