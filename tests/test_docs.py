@@ -30,6 +30,7 @@ WRITTEN = {
     "best.npz": "what an example of `dgfast rerank` writes",
     "eval-DATASET.json": "what `dgfast eval` writes",
     "quality-DATASET.json": "what `dgfast quality` writes of photographs",
+    "generated.json": "what `dgfast generate` writes",
     "ROW-SEED.json": "what `dgfast ablation` writes for each run",
     "ablation.json": "what `dgfast ablation` writes",
     "ablation.png": "the same",

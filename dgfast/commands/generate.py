@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgfast import run_directory
 from dgfast.commands.command_line import read
-from dgfast.commands.model import open_model
+from dgfast.commands.trained import open_model
 from dgfast.config import DatasetName, LoaderName, Variant
 from dgfast.data import Record, ReidData, evaluation_batches, load_reid
 from dgfast.data.datasets.fingerprint import describe

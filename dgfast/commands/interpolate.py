@@ -9,7 +9,7 @@ import tyro
 
 from dgfast.commands.command_line import read
 from dgfast.commands.demo import BODIES, CLOTHES, demo_people
-from dgfast.commands.model import open_model
+from dgfast.commands.trained import open_model
 from dgfast.errors import UserError
 from dgfast.files import ANIMATIONS, PICTURES, require_ending, require_writable, write_animation, write_picture
 from dgfast.inference import Interpolated, Picture

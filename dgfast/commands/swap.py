@@ -11,7 +11,7 @@ import torch
 
 from dgfast.commands.command_line import read
 from dgfast.commands.demo import BODIES, CLOTHES, demo_people
-from dgfast.commands.model import open_model
+from dgfast.commands.trained import open_model
 from dgfast.config import DatasetName, Variant
 from dgfast.data import load_reid
 from dgfast.data.image_files import find_images
