@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,10 @@ import numpy as np
 from PIL import Image
 
 from dgfast.errors import CannotWrite, UserError
+
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # ending -> format
+ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
+QUALITY = 95  # of JPEG and WebP
 
 
 @contextmanager
@@ -162,6 +166,51 @@ def write_png(pixels: np.ndarray, path: Path) -> None:
     """
     with replacing(path) as partial:
         Image.fromarray(pixels).save(partial, "PNG")
+
+
+def require_ending(path: Path, name: str, endings: Mapping[str, str]) -> None:
+    """Refuse a file whose ending names no format, before anything is computed for it.
+
+    Args:
+        path: file to write.
+        name: of the flag that named it.
+        endings: allowed endings, such as `PICTURES`.
+    Raises:
+        UserError: it has another ending.
+    """
+    if path.suffix.lower() not in endings:
+        found = f"ends in {path.suffix}" if path.suffix else "has no ending"
+        raise UserError(f"{name} {path} {found}; expected a file that ends in {', '.join(endings)}")
+
+
+def write_picture(pixels: np.ndarray, path: Path) -> None:
+    """Write a picture in the format that the file's ending names, whole or not at all.
+
+    Args:
+        pixels: [H, W, 3] uint8, RGB.
+        path: file to write; its ending is one of `PICTURES`.
+    Raises:
+        CannotWrite: the system does not let it.
+    """
+    with replacing(path) as partial:
+        Image.fromarray(pixels).save(partial, PICTURES[path.suffix.lower()], quality=QUALITY)
+
+
+def write_animation(frames: np.ndarray, milliseconds: int, path: Path) -> None:
+    """Write an animation that begins anew when it ends, in the format that the file's ending names, whole or not at
+    all.
+
+    Args:
+        frames: [N, H, W, 3] uint8, RGB, N at least 2.
+        milliseconds: that each frame is shown; GIF knows hundredths of a second.
+        path: file to write; its ending is one of `ANIMATIONS`.
+    Raises:
+        CannotWrite: the system does not let it.
+    """
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    options = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0, "quality": QUALITY}
+    with replacing(path) as partial:
+        first.save(partial, ANIMATIONS[path.suffix.lower()], **options)
 
 
 def _flush(path: Path) -> None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -32,12 +33,15 @@ from dgfast.run_directory import (
     read_config,
     write_config,
 )
-from dgfast.synthesis import dress
+from dgfast.synthesis import between_bodies, between_clothes, dress
 
 Picture = str | Path | Image.Image | np.ndarray
 """A file; an image of Pillow; or [H, W, 3] uint8 RGB, of any size."""
 Pictures = Picture | Sequence[Picture] | Tensor
 """One picture, several, or [N, 3, H, W] as the networks take them: of their size, ImageNet-normalised."""
+
+Interpolated = Literal["appearance", "structure"]
+"""What changes on the way from one person to another."""
 
 
 class Model(DGNet):
@@ -152,6 +156,38 @@ class Model(DGNet):
         count = max(len(bodies), len(clothes))
         bodies, clothes = (np.resize(pixels, (count, *pixels.shape[1:])) for pixels in (bodies, clothes))
         return dress(self, bodies, clothes, batch)
+
+    def interpolate(
+        self,
+        start: Picture,
+        end: Picture,
+        *,
+        what: Interpolated = "appearance",
+        other: Picture | None = None,
+        steps: int = 8,
+    ) -> np.ndarray:
+        """From one person to another: between their clothes on one body, or between their bodies in the same clothes.
+
+        Args:
+            start: the first person.
+            end: the last person.
+            what: "appearance" goes from the first one's clothes to the last one's, "structure" from body to body.
+            other: who gives what stays the same, the body or the clothes; None: the first person.
+            steps: pictures, at least 2.
+        Returns:
+            [steps, H, W, 3] uint8 RGB; the ends are the swaps. `synthesis.interpolate` says what is in between.
+        Raises:
+            UserError: `what` or `steps` is none, a file cannot be read, or something is no picture.
+        """
+        if what not in get_args(Interpolated) or steps < 2:
+            raise UserError(
+                f"interpolate: what is {what!r} and steps is {steps}; expected"
+                f" {' or '.join(map(repr, get_args(Interpolated)))}, and at least 2"
+            )
+        first, last, same = (self.images([each]) for each in (start, end, start if other is None else other))
+        if what == "appearance":
+            return between_clothes(self, same, first, last, steps)
+        return between_bodies(self, first, last, same, steps)
 
     def pixels(self, pictures: Pictures) -> np.ndarray:
         """Pictures of the size of the networks.

@@ -119,16 +119,17 @@ def _fill(config: Config, run: Path, data: Mapping[str, Any] | None) -> None:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Within the context no other process may train this run; what an earlier one left half-written is removed.
+def locked(run: Path, used: str = "trained") -> Iterator[None]:
+    """Within the context no other process may write this folder; what an earlier one left half-written is removed.
 
     The system ends the lock with the process, however that ends, and not with a child that outlives it. So a run that
     was killed can be resumed at once.
 
     Args:
-        run: run directory.
+        run: run directory, or another folder that is written for hours.
+        used: what is done with it, for the message.
     Raises:
-        UserError: another process trains it.
+        UserError: another process writes it.
         CannotWrite: the directory cannot be written to.
     """
     file = run / LOCK
@@ -141,10 +142,12 @@ def locked(run: Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
                 raise UserError(
-                    f"run {run} is being trained by {holder}; expected a run that nobody trains: wait for its end, or"
-                    " stop it first"
+                    f"{run} is being {used} by {holder}; expected a folder that nobody else writes: wait for its end,"
+                    " or stop it first"
                 ) from error
-            log.warning("%s: its file system has no locks (%s): take care to train it once only", run, error.strerror)
+            log.warning(
+                "%s: its file system has no locks (%s): take care that one process writes it", run, error.strerror
+            )
         else:
             with writing(file):
                 os.ftruncate(descriptor, 0)

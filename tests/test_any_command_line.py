@@ -34,7 +34,9 @@ from dgfast.commands import (
     embed,
     evaluate,
     export,
+    generate,
     import_reference,
+    interpolate,
     profile,
     quality,
     report,
@@ -42,6 +44,7 @@ from dgfast.commands import (
     save,
     search,
     sources,
+    swap,
     synth,
     train,
     verify,
@@ -65,6 +68,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "rerank": (rerank.Command,),
     "quality": (quality.Command,),
     "synth": (synth.Command,),
+    "swap": (swap.Command,),
+    "interpolate": (interpolate.Command,),
+    "generate": (generate.Command,),
     "import-reference": (import_reference.Command,),
     "profile": (Measurement, train.Command),
     "doctor": (doctor.Command,),
@@ -84,6 +90,9 @@ USUAL = {  # so that many draws get beyond the flags that are missing
     "report": ["--run", "run"],
     "export": ["--model", "run"],
     "synth": ["--out", "new", "--identities", "4"],
+    "swap": ["--model", "run", "--bodies", "pictures/1.png"],
+    "interpolate": ["--model", "run", "--from", "pictures/1.png", "--to", "pictures/1.png"],
+    "generate": ["--model", "run", "--data-root", "market", "--out", "new", "--images", "3"],
     "import-reference": ["--out", "new"],
     "save": ["--model", "run", "--out", "new-model"],
     "embed": ["pictures", "--out", "new.npy"],
@@ -191,6 +200,11 @@ def stopped_early(place):
     patch.setattr(quality, "assess", begin)
     patch.setattr(Model, "embed", begin)
     patch.setattr(quality, "evaluation_batches", begin)
+    patch.setattr(swap, "swap_all", begin)
+    patch.setattr(swap, "demo_people", begin)
+    patch.setattr(interpolate, "demo_people", begin)
+    patch.setattr(Model, "interpolate", begin)
+    patch.setattr(generate, "_judge", begin)
     patch.setattr(dataset_module, "_finish", begin)
     patch.setattr(dataset_module, "count_images", lambda *_: 1)
     patch.setattr(profile, "make_report", begin)

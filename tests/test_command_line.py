@@ -13,12 +13,15 @@ from dgfast.commands import (
     embed,
     evaluate,
     export,
+    generate,
     import_reference,
+    interpolate,
     quality,
     report,
     rerank,
     save,
     search,
+    swap,
     synth,
     train,
     verify,
@@ -37,6 +40,9 @@ KINDS = {
     "rerank": rerank.Command,
     "quality": quality.Command,
     "synth": synth.Command,
+    "swap": swap.Command,
+    "interpolate": interpolate.Command,
+    "generate": generate.Command,
     "import-reference": import_reference.Command,
     "profile": Measurement,
     "doctor": doctor.Command,
@@ -112,6 +118,7 @@ REQUIRED = {
     "synth": ["--out", "/nowhere/at/all", "--identities", "4"],
     "embed": ["/nowhere", "--out", "/nowhere/v.npy"],
     "search": ["--query", "/nowhere", "--gallery", "/nowhere"],
+    "generate": ["--data-root", "/nowhere", "--out", "/nowhere/at/all"],
 }
 
 

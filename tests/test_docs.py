@@ -37,6 +37,7 @@ WRITTEN = {
     "transfer.json": "the same, of several data sets",
     "transfer.txt": "the same",
     "quality-DATASET.json": "what `dgfast quality` writes of photographs",
+    "generated.json": "what `dgfast generate` writes",
     "ROW-SEED.json": "what `dgfast ablation` writes for each run",
     "ablation.json": "what `dgfast ablation` writes",
     "ablation.png": "the same",

@@ -10,7 +10,7 @@ from dgfast.data.datasets.layouts import IMAGE_SUFFIXES
 from dgfast.errors import UserError
 
 
-def find_images(sources: Sequence[str | Path], *, progress: bool = True) -> list[Path]:
+def find_images(sources: Sequence[str | Path], *, most: int | None = None, progress: bool = True) -> list[Path]:
     """The sound image files of all sources, in their order; in a folder or pattern by name. Each file comes once.
 
     Bad files are named in one warning and left out.
@@ -18,13 +18,17 @@ def find_images(sources: Sequence[str | Path], *, progress: bool = True) -> list
     Args:
         sources: folders (with all below them, hidden files aside), .txt lists (a path a line, from the list's folder),
             patterns such as "crops/*.jpg", or image files.
+        most: files that the caller can do with; None: any number.
         progress: show a bar on stderr while files are checked.
     Returns:
         at least one file.
     Raises:
-        UserError: a source does not exist or holds no image, or no file can be read.
+        UserError: a source does not exist or holds no image, there are more than `most`, or no file can be read.
     """
     found = list(dict.fromkeys(path for source in sources for path in _images_of(source)))
+    if most is not None and len(found) > most:
+        named = f"{sources[0]}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
+        raise UserError(f"{named}: found {len(found)} images; expected at most {most}: name fewer")
     root = Path(os.path.commonpath([path.parent.absolute() for path in found]))
     checked = check_images(found, root, default_cache_dir(), progress=progress)
     sound = [path for path in found if path not in checked.bad]

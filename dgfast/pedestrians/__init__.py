@@ -5,7 +5,8 @@ quickly.
 """
 
 from .dataset import VERSION, Summary, generate
+from .photographs import first_photographs
 from .plan import Parameters
 from .truth import SwapTruths, render_truths
 
-__all__ = ["VERSION", "Parameters", "Summary", "SwapTruths", "generate", "render_truths"]
+__all__ = ["VERSION", "Parameters", "Summary", "SwapTruths", "first_photographs", "generate", "render_truths"]

@@ -4,16 +4,14 @@ The same pictures as in the data set that `generate` writes with the same parame
 rendered.
 """
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from .figure import build_figure
-from .picture import World, make_world, take_picture
-from .plan import Parameters, PlannedImage, check, identity_of, swap_of
+from .photographs import photograph
+from .picture import make_world
+from .plan import Parameters, check, identity_of, swap_of
 from .swap import render_swap
 
 
@@ -53,8 +51,8 @@ def render_truths(parameters: Parameters, *, progress: bool = False) -> SwapTrut
     swaps = [swap_of(world, parameters, index) for index in range(parameters.swap_truth)]
     bodies, clothes, truths, masks = [], [], [], []
     for swap in tqdm(swaps, unit="swap", desc="true swaps", disable=not progress, leave=False):
-        bodies.append(_photograph(world, parameters, swap.structure, swap.wearer))
-        clothes.append(_photograph(world, parameters, swap.appearance, swap.owner))
+        bodies.append(photograph(world, parameters, swap.structure, swap.wearer))
+        clothes.append(photograph(world, parameters, swap.appearance, swap.owner))
         truth = render_swap(world, swap.structure.shot, parameters.size, wearer=swap.wearer, owner=swap.owner)
         truths.append(truth.image)
         masks.append(truth.mask > 0)
@@ -67,10 +65,3 @@ def render_truths(parameters: Parameters, *, progress: bool = False) -> SwapTrut
         owners=np.array([swap.owner for swap in swaps]),
         patterns=tuple(identity_of(parameters.seed, swap.owner).clothes.upper.pattern for swap in swaps),
     )
-
-
-def _photograph(world: World, parameters: Parameters, image: PlannedImage, person: int) -> np.ndarray:
-    """[H, W, 3] uint8 RGB: an image of the data set as a reader decodes it."""
-    figure = build_figure(identity_of(parameters.seed, person), world.pack)
-    picture = take_picture(world, figure, image.shot, parameters.size)
-    return np.asarray(Image.open(io.BytesIO(picture.jpeg())))

@@ -9,12 +9,11 @@ from dgfast.data.batches import denormalise, normalise
 from dgfast.models import DGNet
 from dgfast.models.structure import grey
 
+BATCH = 64  # pictures per forward pass
 
-@torch.inference_mode()
+
 def swap_matrix(networks: DGNet, structures: Tensor, appearances: Tensor) -> Tensor:
-    """Every body in everybody's clothes: G(s_column, f_row).
-
-    The first row shows the images that give the bodies, the first column those that give the clothes.
+    """Every body in everybody's clothes, with heads: `matrix_picture` of `swap_all`.
 
     Args:
         networks: in eval mode.
@@ -25,12 +24,44 @@ def swap_matrix(networks: DGNet, structures: Tensor, appearances: Tensor) -> Ten
     Source:
         paper, figure 5.
     """
-    s = networks.structure(grey(structures))
-    f = networks.appearance(appearances).code
-    cells = [torch.cat([torch.full_like(structures[:1], 3.0), structures])]
-    for own, code in zip(appearances, f, strict=True):
-        cells.append(torch.cat([own[None], networks.dress(s, code.expand(len(s), -1), structures).float()]))
-    grid = make_grid(denormalise(torch.cat(cells)).cpu(), nrow=len(s) + 1, padding=2, pad_value=255)
+    swaps = swap_all(networks, structures, appearances)
+    return matrix_picture(denormalise(structures).cpu(), denormalise(appearances).cpu(), swaps)
+
+
+@torch.inference_mode()
+def swap_all(networks: DGNet, structures: Tensor, appearances: Tensor) -> Tensor:
+    """Every body in everybody's clothes: G(s, f) for all pairs.
+
+    Args:
+        networks: in eval mode.
+        structures: [S, 3, H, W], normalised, on the networks' device; they give the bodies.
+        appearances: [A, 3, H, W], likewise; they give the clothes.
+    Returns:
+        [A, S, 3, H, W] uint8 on the CPU.
+    """
+    f = torch.cat([networks.appearance(images).code for images in appearances.split(BATCH)])
+    columns = []
+    for bodies in structures.split(BATCH):
+        s = networks.structure(grey(bodies))
+        made = [denormalise(networks.dress(s, code.expand(len(s), -1), bodies)).cpu() for code in f]
+        columns.append(torch.stack(made))
+    return torch.cat(columns, 1)
+
+
+def matrix_picture(structures: Tensor, appearances: Tensor, swaps: Tensor) -> Tensor:
+    """A table of swaps: the first row shows the images of the bodies, the first column those of the clothes.
+
+    Args:
+        structures: [S, 3, H, W] uint8, the images that gave the bodies.
+        appearances: [A, 3, H, W] uint8, the images that gave the clothes.
+        swaps: [A, S, 3, H, W] uint8.
+    Returns:
+        [(A + 1) (H + 2) + 2, (S + 1) (W + 2) + 2, 3] uint8.
+    """
+    cells = [torch.full_like(structures[:1], 255), structures]
+    for own, row in zip(appearances, swaps, strict=True):
+        cells += [own[None], row]
+    grid = make_grid(torch.cat(cells), nrow=len(structures) + 1, padding=2, pad_value=255)
     return grid.permute(1, 2, 0).contiguous()
 
 

@@ -33,6 +33,7 @@ _MSMT_LISTS = {
 }
 _MSMT_TEST_IMAGES = ("test", "mask_test_v2")  # of version 1 and of version 2
 _MSMT_IMAGES = {"train": ("train", "mask_train_v2"), "query": _MSMT_TEST_IMAGES, "gallery": _MSMT_TEST_IMAGES}
+_TRAINING_ALONE = "no query and no gallery: the model can be trained but not evaluated on this folder"
 _FOLDER_SPLITS = ("train", "query", "gallery")
 _PREPARED_FOLDERS = {"train": "train_all", "query": "query", "gallery": "gallery"}
 
@@ -131,6 +132,11 @@ def _read_cuhk(root: Path, splits: Collection[str], variant: Variant) -> Layout:
 
 def _read_market_folders(base: Path, splits: Collection[str]) -> Layout:
     layout = Layout(base)
+    tests = [split for split in ("query", "gallery") if (base / _MARKET_FOLDERS[split]).is_dir()]
+    if "train" in splits and not tests:  # as `dgfast generate` writes it
+        if len(splits) > 1:
+            layout.notes.append(_TRAINING_ALONE)
+        splits = ["train"]
     for split in splits:
         folder = base / _MARKET_FOLDERS[split]
         _require_folder(folder, f"the {split} images")
@@ -236,7 +242,7 @@ def _read_folder(root: Path, splits: Collection[str], variant: Variant) -> Layou
     if "train" in splits and "train" in present and not {"query", "gallery"} & present.keys():
         # Training images alone suffice to train. If query and gallery alone are asked for, their absence is an error.
         if len(splits) > 1:
-            layout.notes.append("no query and no gallery: the model can be trained but not evaluated on this folder")
+            layout.notes.append(_TRAINING_ALONE)
         splits = ["train"]
     person_of = _folder_persons({path.name for folder in present.values() for path in _identity_folders(folder)})
     without_camera = 0
