@@ -45,7 +45,7 @@ def test_every_row_is_a_valid_configuration(row):
     assert set(row.changes) <= FIELDS
     config = changed(PRESET, row.changes)
     check(config)
-    assert config != PRESET or not row.changes or row.name in ("label-soft", "remedies", "background-kept")
+    assert config != PRESET or not row.changes or row.name in ("primary", "label-soft", "remedies", "background-kept")
     assert config.loss.label_style in get_args(LabelStyle) and config.model.modulation in get_args(Modulation)
     assert row.reference is None or row.reference in BY_NAME
     assert row.feature in ("prim", "fine", "both")
@@ -58,10 +58,10 @@ def test_names_are_unique_and_a_reference_comes_first():
 
 
 def test_rows_bring_what_they_are_compared_with():
-    assert [row.name for row in chosen(PRESET, ["label-hard"])] == ["none", "both", "label-hard"]
+    assert [row.name for row in chosen(PRESET, ["label-hard"])] == ["none", "generated", "label-hard"]
     assert [row.name for row in chosen(PRESET, groups=["filter"])] == [
         "none",
-        "both",
+        "generated",
         "confidence-0.5",
         "confidence-0.8",
     ]
@@ -89,15 +89,15 @@ def with_out(config: Config, out: Path, **changes) -> Config:
 
 
 def test_rows_share_a_teacher_and_a_start_as_far_as_their_settings_agree(tmp_path):
-    rows = [BY_NAME[name] for name in ("none", "both", "few-images-none", "plane", "no-start", "no-image")]
+    rows = [BY_NAME[name] for name in ("none", "generated", "few-images-none", "plane", "no-start", "no-image")]
     runs = plan(with_out(PRESET, tmp_path), rows, (1,), ())
     assert names(runs) == [
-        *("teacher-1", "start-1", "none-1", "both-1"),
+        *("teacher-1", "start-1", "none-1", "generated-1"),
         *("teacher-1", "start-1", "few-images-none-1"),
         *("start-1", "plane-1", "no-start-1", "start-1", "no-image-1"),
     ]
     by_name = {run.config.run.name: run for run in runs}
-    assert by_name["none-1"].needs is by_name["both-1"].needs
+    assert by_name["none-1"].needs is by_name["generated-1"].needs
     teacher = by_name["none-1"].needs.needs
     assert by_name["no-start-1"].needs is by_name["plane-1"].needs.needs is teacher
     assert by_name["few-images-none-1"].needs.needs is not teacher
@@ -108,16 +108,16 @@ def test_rows_share_a_teacher_and_a_start_as_far_as_their_settings_agree(tmp_pat
 
 
 def test_whole_seeds_come_one_after_another_without_what_is_finished(tmp_path):
-    rows = chosen(PRESET, ["both"])
+    rows = chosen(PRESET, ["generated"])
     config = with_out(PRESET, tmp_path)
-    expected = ["teacher-1", "start-1", "none-1", "both-1", "teacher-2", "start-2", "none-2", "both-2"]
+    expected = ["teacher-1", "start-1", "none-1", "generated-1", "teacher-2", "start-2", "none-2", "generated-2"]
     assert names(plan(config, rows, (1, 2), ())) == expected
-    assert names(plan(config, rows, (1, 2), {("none", 1), ("both", 1)})) == expected[4:]
+    assert names(plan(config, rows, (1, 2), {("none", 1), ("generated", 1)})) == expected[4:]
     left = plan(config, rows, (1, 2), {("none", 1)})
     assert names(left) == [name for name in expected if name != "none-1"]
     left[0].folder.mkdir(parents=True)
     (left[0].folder / "teacher.safetensors").touch()
-    assert names(plan(config, rows, (1,), {("none", 1)})) == ["start-1", "both-1"]
+    assert names(plan(config, rows, (1,), {("none", 1)})) == ["start-1", "generated-1"]
 
 
 def test_settings_tell_results_apart_but_not_places_and_speed(tmp_path):
@@ -157,7 +157,7 @@ if not folder.name.startswith("teacher"):
     (folder / start).touch()
 if config["run"]["stop_after"] is None:
     seed = config["run"]["seed"]
-    gain = 3 + seed if "both" in folder.name else 0
+    gain = 3 + seed if "generated" in folder.name else 0
     scores = {kind: {"mAP": 70.0 + seed + gain, "rank1": 80.0} for kind in ("baseline", "prim", "fine", "both")}
     (folder / "report.json").write_text(json.dumps({"scores": scores}))
 """
@@ -174,7 +174,7 @@ def stand_in(tmp_path, monkeypatch):
 
     class Setting:
         config = with_out(PRESET, tmp_path / "out")
-        rows = chosen(PRESET, ["both"])
+        rows = chosen(PRESET, ["generated"])
         folder = runs
 
         def work(self, **options):
@@ -184,7 +184,7 @@ def stand_in(tmp_path, monkeypatch):
         def calls(self):
             found = (runs / "calls.txt").read_text().split()
             (runs / "calls.txt").unlink()
-            return sorted(name if name[0] in "nb" else name.rsplit("-", 1)[0] for name in found)
+            return sorted(name if name[0] in "ng" else name.rsplit("-", 1)[0] for name in found)
 
         def done(self):
             return sorted(read_results(self.config, self.rows))
@@ -192,15 +192,17 @@ def stand_in(tmp_path, monkeypatch):
     return Setting()
 
 
-ALL = sorted(f"{kind}-{seed}" for kind in ("teacher", "start", "none", "both") for seed in (1, 2))
-DONE = [("both", 1), ("both", 2), ("none", 1), ("none", 2)]
+ALL = sorted(f"{kind}-{seed}" for kind in ("teacher", "start", "none", "generated") for seed in (1, 2))
+DONE = [("generated", 1), ("generated", 2), ("none", 1), ("none", 2)]
 
 
 def test_a_queue_works_through_all_runs_and_makes_none_again(stand_in):
     assert stand_in.work() == [] and stand_in.calls() == ALL and stand_in.done() == DONE
-    assert not list(stand_in.folder.glob("both-*/checkpoints")) and list(stand_in.folder.glob("start-*/checkpoints/*"))
+    assert not list(stand_in.folder.glob("generated-*/checkpoints"))
+    assert list(stand_in.folder.glob("start-*/checkpoints/*"))
     assert stand_in.work() == [] and not (stand_in.folder / "calls.txt").exists()
-    (entry,) = [e for e in summary(stand_in.rows, read_results(stand_in.config, stand_in.rows)) if e["row"] == "both"]
+    entries = summary(stand_in.rows, read_results(stand_in.config, stand_in.rows))
+    (entry,) = [entry for entry in entries if entry["row"] == "generated"]
     assert entry["difference"]["mAP"] == {"mean": 4.5, "deviation": pytest.approx(0.7071), "n": 2}
 
 
@@ -216,7 +218,7 @@ def test_results_of_another_day_count(stand_in, tmp_path):
 
 def test_checkpoints_are_kept_on_demand(stand_in):
     stand_in.work(keep=True)
-    assert len(list(stand_in.folder.glob("both-*/checkpoints"))) == 2
+    assert len(list(stand_in.folder.glob("generated-*/checkpoints"))) == 2
 
 
 def test_a_run_that_fails_leaves_the_others_running(stand_in):
@@ -239,7 +241,7 @@ def test_what_needs_a_failed_run_is_not_begun(stand_in):
 
 
 def test_a_signal_reaches_the_runs_once_and_the_same_command_goes_on(stand_in):
-    (stand_in.folder / "wait-both-1").touch()
+    (stand_in.folder / "wait-generated-1").touch()
 
     def stop():
         while not (stand_in.folder / "waits").exists():
@@ -251,9 +253,10 @@ def test_a_signal_reaches_the_runs_once_and_the_same_command_goes_on(stand_in):
     with pytest.raises(Interrupted, match="the same command goes on"):
         stand_in.work()
     thread.join()
-    assert (stand_in.folder / "both-1" / "checkpoints" / "saved").exists() and ("both", 1) not in stand_in.done()
+    assert (stand_in.folder / "generated-1" / "checkpoints" / "saved").exists()
+    assert ("generated", 1) not in stand_in.done()
     stand_in.calls()
-    assert stand_in.work() == [] and "both-1" in stand_in.calls() and stand_in.done() == DONE
+    assert stand_in.work() == [] and "generated-1" in stand_in.calls() and stand_in.done() == DONE
 
 
 def test_no_run_is_begun_when_the_time_is_over(stand_in):
@@ -270,11 +273,11 @@ def test_two_queues_do_not_work_in_one_folder(stand_in):
 def test_results_of_other_settings_are_refused(stand_in, tmp_path):
     stand_in.work()
     stand_in.config = changed(stand_in.config, {"iterations": 400})
-    with pytest.raises(UserError, match=r"both-1.json was made with --iterations 500; expected 400") as error:
+    with pytest.raises(UserError, match=r"generated-1.json was made with --iterations 500; expected 400") as error:
         stand_in.done()
     assert "\n" not in str(error.value)
-    (stand_in.config.run.out / "results" / "both-1.json").write_text('{"row": "both"}')
-    with pytest.raises(UserError, match="both-1.json is no result"):
+    (stand_in.config.run.out / "results" / "generated-1.json").write_text('{"row": "generated"}')
+    with pytest.raises(UserError, match="generated-1.json is no result"):
         stand_in.done()
 
 
@@ -309,14 +312,14 @@ def result(mAP, rank1, transfer=None, l1=None, prim=0.0):
 
 
 def test_the_arithmetic_of_the_table():
-    rows = chosen(PRESET, ["both", "baseline"])
+    rows = chosen(PRESET, ["generated", "baseline"])
     results = {
         ("none", 1): result(70.0, 80.0, 30.0),
         ("none", 2): result(72.0, 84.0, 31.0),
         ("none", 3): result(71.0, 82.0),
-        ("both", 1): result(73.0, 85.0, 36.0, 0.11),
-        ("both", 3): result(72.0, 83.0, 38.0, 0.13),
-        ("both", 4): result(90.0, 99.0, 50.0, 0.12),
+        ("generated", 1): result(73.0, 85.0, 36.0, 0.11),
+        ("generated", 3): result(72.0, 83.0, 38.0, 0.13),
+        ("generated", 4): result(90.0, 99.0, 50.0, 0.12),
         ("baseline", 1): result(1.0, 1.0, prim=69.0),
     }
     none, both, baseline = summary(rows, results)
@@ -337,7 +340,7 @@ def test_the_arithmetic_of_the_table():
     lines = text.splitlines()
     assert len({len(line) for line in lines}) == 1 and len(lines) == 5
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert cells[0] == "both" and cells[2:] == [
+    assert cells[0] == "generated" and cells[2:] == [
         *("3", "78.3 ± 10.1", "89.0 ± 8.7", "none", "+2.0 ± 1.4", "+3.0 ± 2.8", "41.3 ± 7.6", "+6.0", "0.120")
     ]
     assert bars([none]) is None and bars([none, both, baseline]).shape[0] == 18 * 3
@@ -363,9 +366,9 @@ def test_flags_of_a_single_run_are_refused(market, tmp_path):
 
 
 def test_a_dry_run_lists_what_is_left_and_makes_nothing(market, tmp_path, capsys):
-    ablation.main([*flags(market, tmp_path / "out"), "--rows", "both", "--dry-run"])
+    ablation.main([*flags(market, tmp_path / "out"), "--rows", "generated", "--dry-run"])
     printed = capsys.readouterr().out
-    assert "both-2" in printed and "8 runs are left" in printed and not (tmp_path / "out").exists()
+    assert "generated-2" in printed and "8 runs are left" in printed and not (tmp_path / "out").exists()
     ablation.main([*flags(market, tmp_path / "out"), "--table"])
     assert "no results yet" in capsys.readouterr().out
 
@@ -374,7 +377,7 @@ def test_a_dry_run_lists_what_is_left_and_makes_nothing(market, tmp_path, capsys
 def test_two_rows_and_two_seeds_killed_on_the_way(market, tmp_path, capsys):
     """The queue is killed and goes on; a run that was given its teacher and start ends like one that was not."""
     out = tmp_path / "out"
-    words = [*flags(market, out), "--rows", "both", "--keep"]
+    words = [*flags(market, out), "--rows", "generated", "--keep"]
     command = [sys.executable, "-c", "from dgfast.commands.cli import main; main()", "ablation", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (out / "runs" / "none-1" / "log.txt").exists():
@@ -390,15 +393,15 @@ def test_two_rows_and_two_seeds_killed_on_the_way(market, tmp_path, capsys):
             assert "in use" in str(error)
             time.sleep(0.2)
     printed = capsys.readouterr().out
-    assert "both" in printed and (out / "ablation.md").read_text() in printed
-    found = json.loads((out / "results" / "both-2.json").read_text())
+    assert "generated" in printed and (out / "ablation.md").read_text() in printed
+    found = json.loads((out / "results" / "generated-2.json").read_text())
     assert set(found["scores"]) == {"histogram", "baseline", "prim", "fine", "both"} and found["seed"] == 2
     (none, both) = json.loads((out / "ablation.json").read_text())
     assert both["seeds"] == [1, 2] and both["difference"]["mAP"]["n"] == 2 and none["reference"] is None
     assert (out / "ablation.png").exists()
     alone = tiny.config(market, tmp_path / "alone", generator_iterations=2, start_from_teacher=True, seed=2)
     train.main(tiny.flags(alone))
-    ours = load_file(out / "runs" / "both-2" / "model.safetensors")
+    ours = load_file(out / "runs" / "generated-2" / "model.safetensors")
     wanted = load_file(tmp_path / "alone" / "run" / "model.safetensors")
     assert all(torch.equal(ours[name], value) for name, value in wanted.items())
 

@@ -504,6 +504,15 @@ def test_lines_are_short():
     report("lines", [p for file, source in SOURCES.items() for p in long_lines(file, source)])
 
 
+def test_equations_lead_to_their_lines():
+    source = SOURCES["dgfast/training/step.py"].splitlines()
+    links = re.findall(r"\[(\d+)\]\(\.\./dgfast/training/step\.py#L(\d+)\)", SOURCES["docs/method.md"])
+    assert {int(equation) for equation, _ in links} == set(range(1, 11))
+    for equation, number in links:
+        line = source[int(number) - 1]
+        assert re.search(rf"equations? .*\b{equation}\b", line), f"equation {equation} is not in line {number}: {line}"
+
+
 def test_sections_of_the_method_exist():
     report("sections", broken_sections(PROSE, SOURCES["docs/method.md"]))
 
