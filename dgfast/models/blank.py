@@ -41,7 +41,8 @@ class _Taught(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (samples,) = ctx.saved_tensors
-        return grad.masked_fill(samples.logical_not().view(-1, 1, 1, 1), 0), None
+        # masked_fill would answer in contiguous format.
+        return torch.where(samples.view(-1, 1, 1, 1), grad, 0), None
 
 
 def taught(x: Tensor, samples: Tensor) -> Tensor:
