@@ -42,9 +42,8 @@ def test_two_processes_say_a_mistake_once():
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
 
 
-@pytest.mark.parametrize("module", ["dgfast.train", "dgfast.profile"])
-def test_two_processes_help_once(module):
-    done = run(*TWO, module, "--help")
+def test_two_processes_help_once():
+    done = run(*TWO, "dgfast.train", "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: dgfast") == 1 and "Traceback" not in done.stderr
 
@@ -52,11 +51,9 @@ def test_two_processes_help_once(module):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        # One that is found before tyro reads the words, and one that tyro finds: all others take one of both ways.
         (("--no-such-flag",), "--no-such-flag is no flag of dgfast train"),
         (("--batch-size", "many"), "--batch-size"),
-        (("--batch-size", "0"), "--batch-size is 0; expected a number from 1"),
-        (("--preset", "mars"), "--preset is 'mars'"),
-        (("stray",), "'stray' belongs to no flag"),
     ],
 )
 def test_two_processes_say_the_parsers_mistakes_once(words, line):
@@ -81,7 +78,7 @@ def test_processes_that_speak_for_no_other_wait_in_turn(monkeypatch):
 def test_torchrun_of_other_programs_is_left_alone(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("raise SystemExit(2)")
-    done = run("-m", "torch.distributed.run", str(script))
+    done = run("-m", "torch.distributed.run", "--standalone", str(script))
     assert done.returncode == 1 and "ChildFailedError" in done.stderr
 
 

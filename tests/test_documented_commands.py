@@ -38,8 +38,9 @@ ELSEWHERE = {
 }
 # Settings of a command that are made smaller: pattern -> what stands there instead.
 SMALLER = {r"--swaps \d+": "--swaps 4", r"--steps \d+": "--steps 3", r"--identities 8$": "--identities 4"}
+STEPS = ["--steps", "1", "--warmup-steps", "0"]
 # What is added to a command, where it does not say otherwise itself.
-ADDED = {"quality": ["--swaps", "4", "--identities", "8"], "ablation": ["--dry-run"]}
+ADDED = {"quality": ["--swaps", "4", "--identities", "8"], "ablation": ["--dry-run"], "profile": STEPS}
 TINY = {"train", "profile"}  # get the networks and iterations of tests/tiny.py, too
 
 
@@ -106,7 +107,7 @@ def words(line: str, desk: Path) -> list[str]:
         settings = settings[: settings.index("--name")] + settings[settings.index("--name") + 2 :]
         if "folder" in given or "quickstart" in given or not {"--data-root", "--preset"} & set(given):
             settings = settings[settings.index("--dataset") + 2 :]
-        added = settings
+        added += settings
     begins = [place for place, word in enumerate(added) if word.startswith("--")]
     for begin, end in itertools.pairwise([*begins, None]):
         if added[begin] not in given and not (command == "ablation" and "--table" in given):

@@ -117,6 +117,11 @@ def test_sources_without_images_are_refused(tmp_path, make, said):
     assert "\n" not in str(error.value)
 
 
+def test_no_source_at_all_is_refused():
+    with pytest.raises(dgfast.UserError, match="no images are named"):
+        find_images([], progress=False)
+
+
 def test_bad_files_are_left_out_and_named(files, tmp_path, caplog):
     bad = _written(tmp_path / "bad.jpg", "no image")
     assert find_images([*files, bad], progress=False) == files

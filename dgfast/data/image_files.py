@@ -25,6 +25,8 @@ def find_images(sources: Sequence[str | Path], *, most: int | None = None, progr
     Raises:
         UserError: a source does not exist or holds no image, there are more than `most`, or no file can be read.
     """
+    if not sources:
+        raise UserError("no images are named; expected a folder, a .txt list, a pattern or an image")
     found = list(dict.fromkeys(path for source in sources for path in _images_of(source)))
     if most is not None and len(found) > most:
         named = f"{sources[0]}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")

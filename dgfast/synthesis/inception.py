@@ -8,6 +8,7 @@ from dgfast.errors import UserError
 from dgfast.models.backbones import read_tensors
 
 FEATURE = "2048"  # the layer that the figures are defined by
+FIRST = "Conv2d_1a_3x3.conv.weight"  # of its weights
 
 
 def open_inception(file: Path) -> nn.Module:
@@ -26,8 +27,10 @@ def open_inception(file: Path) -> nn.Module:
         raise UserError(
             "--inception needs torch-fidelity, which is not installed; pip install torch-fidelity"
         ) from error
-    read_tensors(file)  # refuses files with code in them; the library would run it
+    state = read_tensors(file)  # refuses files with code in them; the library would run it
     try:
+        if FIRST not in state:  # before the network is built, which takes seconds
+            raise KeyError(FIRST)
         return FeatureExtractorInceptionV3("inception-v3-compat", [FEATURE], feature_extractor_weights_path=str(file))
     except Exception as error:
         raise UserError(
