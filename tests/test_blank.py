@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dgfast.models.blank import BLANK, shows
+from dgfast.models.blank import BLANK, blank, untaught
 from dgfast.models.decoder import Decoder
 from dgfast.models.structure import StructureEncoder
 
@@ -79,4 +79,12 @@ def test_what_counts_as_blank():
     images[2, 1] += BLANK / 2
     images[3, 0] += texture(1, BLANK / 2)[0, 0]
     images[4, 1] += texture(1, 2 * BLANK)[0, 0]
-    assert shows(images).tolist() == [False, True, False, False, True]
+    assert blank(images).flatten().tolist() == [True, False, True, True, False]
+
+
+def test_the_gradient_keeps_its_memory_format():
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
+    seen = []
+    x.register_hook(lambda grad: seen.append(grad.stride()))
+    untaught(x, blank(x)).backward(torch.ones_like(x))
+    assert seen == [x.stride()]

@@ -19,19 +19,19 @@ BLANK = 1.7e-3
 
 
 @torch.no_grad()
-def shows(x: Tensor) -> Tensor:
-    """Which samples are not blank.
+def blank(x: Tensor) -> Tensor:
+    """Which samples show nothing.
 
     Args:
         x: [N, C, H, W].
     Returns:
-        [N] bool: whether at least one plane of the sample varies by more than `BLANK`.
+        [N, 1, 1, 1] bool: whether no plane of the sample varies by more than `BLANK`.
     """
-    return x.std((2, 3), correction=0).amax(1) > BLANK
+    return x.std((2, 3), correction=0, keepdim=True).amax(1, keepdim=True) <= BLANK
 
 
-class _Taught(torch.autograd.Function):
-    """The tensor itself; its gradient is 0, even where it came as infinite, but for some of the samples."""
+class _Untaught(torch.autograd.Function):
+    """The tensor itself; for some of the samples its gradient is 0, even where it came as infinite."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, samples: Tensor) -> Tensor:
@@ -42,16 +42,16 @@ class _Taught(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (samples,) = ctx.saved_tensors
         # masked_fill would answer in contiguous format.
-        return torch.where(samples.view(-1, 1, 1, 1), grad, 0), None
+        return torch.where(samples, 0, grad), None
 
 
-def taught(x: Tensor, samples: Tensor) -> Tensor:
-    """Let the gradient of some samples pass, and of no others.
+def untaught(x: Tensor, samples: Tensor) -> Tensor:
+    """Let the gradient of some samples not pass.
 
     Args:
         x: [N, C, H, W], what a network returns.
-        samples: [N] bool, those from which the network may learn.
+        samples: [N, 1, 1, 1] bool, those from which the network must not learn.
     Returns:
         x.
     """
-    return _Taught.apply(x, samples)
+    return _Untaught.apply(x, samples)

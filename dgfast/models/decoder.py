@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dgfast.kernels import adain, layer_norm, reflect
 
-from .blank import shows, taught
+from .blank import blank, untaught
 from .layers import SLOPE, inside, kaiming_fan_in, reflect_activated, through
 from .upsampled_convolution import UpsampledConvolution
 
@@ -181,7 +181,7 @@ class Decoder(nn.Module):
         painted = self.to_rgb(F.leaky_relu_(self.refine[1](x), SLOPE))
         if not painted.requires_grad:
             return painted
-        return taught(painted, shows(structure).repeat(len(code) // len(structure)))
+        return untaught(painted, _repeat(blank(structure), len(code) // len(structure)))
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:
