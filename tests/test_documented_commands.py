@@ -38,7 +38,7 @@ ELSEWHERE = {
 }
 # Settings of a command that are made smaller: pattern -> what stands there instead.
 SMALLER = {r"--swaps \d+": "--swaps 4", r"--steps \d+": "--steps 3", r"--identities 8$": "--identities 4"}
-STEPS = ["--steps", "1", "--warmup-steps", "0"]
+STEPS = ["--steps", "1", "--warmup-steps", "1"]
 # What is added to a command, where it does not say otherwise itself.
 ADDED = {"quality": ["--swaps", "4", "--identities", "8"], "ablation": ["--dry-run"], "profile": STEPS}
 TINY = {"train", "profile"}  # get the networks and iterations of tests/tiny.py, too
