@@ -50,9 +50,10 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_sound_run_is_sound(run, capsys):
+@pytest.mark.parametrize("flag", [["--run"], []], ids=["flag", "first word"])
+def test_a_sound_run_is_sound(run, capsys, flag):
     before = tree(run)
-    cli.dispatch(["verify", "--run", str(run)])
+    cli.dispatch(["verify", *flag, str(run)])
     out = capsys.readouterr().out
     assert "WRONG" not in out and f"resumed with `dgfast train --resume {run}`: teacher after iteration 4, dgnet" in out
     for name in ("config.json", "data.json", "data set", "metrics.jsonl", "model.safetensors", NEWEST):

@@ -57,6 +57,16 @@ def read(
     return found
 
 
+def named_first(argv: Sequence[str], flag: str) -> list[str]:
+    """The words of a command line whose first one may be the value of a flag: `RUN ...` for `--run RUN ...`.
+
+    Args:
+        argv: the words.
+        flag: whose value may stand alone.
+    """
+    return [flag, *argv] if argv and not argv[0].startswith("-") else list(argv)
+
+
 def read_some(
     kind: type[T], argv: Sequence[str], *, prog: str, description: str, default: T | None = None
 ) -> tuple[T, list[str]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dgfast import run_directory
-from dgfast.commands.command_line import read
+from dgfast.commands.command_line import named_first, read
 from dgfast.commands.sources import open_data
 from dgfast.config import Config, LoaderName
 from dgfast.errors import UserError
@@ -50,9 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: no such run, or the page cannot be written.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if argv and not argv[0].startswith("-"):
-        argv = ["--run", *argv]
+    argv = named_first(sys.argv[1:] if argv is None else argv, "--run")
     command = read(Command, argv, prog="dgfast report", description=HELP)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = run_directory.read_config(command.run)

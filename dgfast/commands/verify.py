@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dgfast import run_directory
-from dgfast.commands.command_line import read
+from dgfast.commands.command_line import named_first, read
 from dgfast.commands.sources import pedestrians_folder
 from dgfast.config import Config, check
 from dgfast.data import load_reid
@@ -28,7 +28,7 @@ HELP = """Look through a run directory: settings, checkpoints, weights, numbers,
 Every file of weights is read whole and compared with its checksum, and every weight must be finite. Nothing is changed.
 The exit status is 0 where all is sound, 1 where something is not, 2 where there is no run.
 
-dgfast verify --run runs/latest
+dgfast verify runs/latest
 
 dgfast verify --run runs/latest --json               (the same for programs)
 
@@ -41,7 +41,7 @@ class Command:
     """What the command line says."""
 
     run: Path
-    """Run directory."""
+    """Run directory; its name may also stand alone, as the first word."""
     data: bool = True
     """Compare the data set with the one that the run began with."""
     json: bool = False
@@ -101,7 +101,8 @@ def main(argv: list[str] | None = None) -> None:
         UserError: there is no run.
         SystemExit: with status 1, where something is wrong.
     """
-    command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast verify", description=HELP)
+    argv = named_first(sys.argv[1:] if argv is None else argv, "--run")
+    command = read(Command, argv, prog="dgfast verify", description=HELP)
     found = examine(command.run, data=command.data)
     print(json.dumps(found.to_json(), indent=2) if command.json else found.text())
     if found.wrong or found.obstacles:
