@@ -30,7 +30,7 @@ from dgfast.ranges import (
 
 LabelStyle = Literal["soft", "hard", "appearance", "uniform", "two-label"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Modulation = Literal["plane", "stripes"]
+Modulation = Literal["plane", "stripes", "attention"]
 Background = Literal["painted", "kept"]
 DatasetName = Literal["auto", "market1501", "dukemtmc", "msmt17", "cuhk03np", "folder", "prepared"]
 Variant = Literal["labeled", "detected"]
@@ -116,7 +116,8 @@ class ModelConfig:
     """Residual blocks of G; each takes its own part of the appearance code."""
     modulation: Modulation = "plane"
     """Where the appearance acts in G. plane: one scale and bias for a whole plane, the paper's. stripes: they follow
-    the stripe of the code at that height, and stripes are pooled by their mean."""
+    the stripe of the code at that height, and stripes are pooled by their mean. attention: the same, but pooled where
+    the clothes are, whose pixels G sees, too."""
     background: Background = "painted"
     """Who gives the pixels that clothes do not change. painted: G, the paper's. kept: the picture of the body; G learns
     where clothes change anything."""

@@ -47,19 +47,86 @@ def layer_norm(x, gamma, beta):
     return (x - mean) / (std + 1e-5) * gamma[:, None, None] + beta[:, None, None]
 
 
-def decoder(net, s, f):
-    """G: structure codes and appearance codes [N, code] -> images."""
-    x = s
-    for block, part in zip(net.blocks, f.chunk(len(net.blocks), 1), strict=True):
+def by_height(values, height):
+    """Values of stripes [N, S, C] -> [N, C, height, 1], straight lines between the stripes' middles."""
+    return F.interpolate(values.transpose(1, 2), size=height, mode="linear", align_corners=False)[..., None]
+
+
+def edges(images):
+    """Mean colours of the left, right, upper and lower edge, and how far pixels are from them, [N, 24]."""
+    e = images.shape[3] // 10
+    sides = images[:, :, :, :e], images[:, :, :, -e:], images[:, :, :e], images[:, :, -e:]
+    means = [side.mean((2, 3)) for side in sides]
+    far = [
+        torch.sqrt(((side - m[..., None, None]) ** 2).mean((2, 3)) + 1e-5) for side, m in zip(sides, means, strict=True)
+    ]
+    return torch.cat(means + far, 1)
+
+
+def palette(net, seen, images):
+    """Code [N, parts, C] and colours [N, 3, H/4] of the clothes in pictures, place by place."""
+    features = seen.features
+    n, c, h, w = features.shape
+    rows, columns = torch.linspace(-1, 1, h, dtype=images.dtype), torch.linspace(-1, 1, w, dtype=images.dtype)
+    places = torch.stack([rows[:, None].expand(h, w), columns.expand(h, w)]).expand(n, 2, h, w)
+    worn = net.worn(torch.cat([F.group_norm(features, 1), places], 1)) - 2 * columns**2
+    weights = torch.exp(worn - worn.amax((2, 3), keepdim=True))
+    code = []
+    for part in range(net.parts):
+        of = slice(part * h // net.parts, (part + 1) * h // net.parts)
+        code.append((weights * features)[:, :, of].mean((2, 3)) / (weights[:, :, of].mean((2, 3)) + 1e-6))
+    pixels = F.avg_pool2d(images, 4)
+    worn = F.interpolate(worn, size=pixels.shape[2:], mode="bilinear")
+    weights = torch.exp(worn - worn.amax((2, 3), keepdim=True))
+    colours = []
+    for row in range(pixels.shape[2]):
+        away = torch.arange(pixels.shape[2], dtype=images.dtype) - row
+        near = torch.exp(-(away**2) / (2 * net.log_reach.exp() ** 2))[:, None]
+        colours.append((near * weights * pixels).sum((2, 3)) / ((near * weights).sum((2, 3)) + 1e-6))
+    return torch.stack(code, 1), torch.stack(colours, 2), edges(images)
+
+
+def lit(net, look, bodies):
+    """Colours [N, 3, H/4] of clothes as they look in the light of other pictures."""
+    _, colours, seen = look
+    change = net.relight(torch.cat([edges(bodies), seen], 1))
+    return colours * (1 + change[:, :3, None]) + change[:, 3:, None]
+
+
+def plane(colours, like):
+    """Rows of colours as pictures of the size of `like`."""
+    return F.interpolate(colours, size=like.shape[2], mode="linear")[..., None].expand_as(like[:, :3])
+
+
+def decoder(net, s, f, bodies):
+    """G: structure codes and what is known of clothes (appearance codes [N, code], or palettes) -> images."""
+    x, colours = s, None
+    if net.palette:
+        colours, f = plane(lit(net.palette, f, bodies), bodies), f[0].transpose(1, 2).flatten(1)
+    for i, block in enumerate(net.blocks):
+        if net.stripes:
+            code = f.reshape(len(f), -1, net.stripes).transpose(1, 2)
+            scale1, bias1, scale2, bias2 = (by_height(v, x.shape[2]) for v in block.paint(code).chunk(4, 2))
+            y = lrelu((1 + scale1) * F.instance_norm(padded(block.conv1, x, 1)) + bias1)
+            x = (1 + scale2) * F.instance_norm(padded(block.conv2, y, 1)) + bias2 + x
+            continue
+        part = f.chunk(len(net.blocks), 1)[i]
         scales, biases = block.scale(part).chunk(2, 1), block.bias(part).chunk(2, 1)
         y = lrelu(adaptive_norm(padded(block.conv1, x, 1), scales[0], biases[0]))
         x = adaptive_norm(padded(block.conv2, y, 1), scales[1], biases[1]) + x
     for block in net.upsample:
         x = padded(block.conv, F.interpolate(x, scale_factor=2), 2)
         x = lrelu(layer_norm(x, block.gamma, block.beta))
+    if colours is not None:
+        x = torch.cat([x, colours], 1)
     for conv in net.refine:
         x = lrelu(padded(conv, x, 1))
-    return padded(net.to_rgb, x, 0)
+    painted = padded(net.to_rgb, x, 0)
+    if colours is None:
+        return painted
+    around = painted.shape[2] // 40
+    mean = F.avg_pool2d(painted[:, :3], 2 * around + 1, 1, around, count_include_pad=False)
+    return torch.cat([colours + painted[:, :3] - mean, painted[:, 3:]], 1)
 
 
 def discriminator(net, images):
@@ -120,9 +187,24 @@ def soft_label(teacher, images, style, clothes, body, confidence):
     return label, counts
 
 
-def cover(change):
-    """How far what G paints covers the body's picture: from nothing at a change of 0.09 to all of it at 0.18."""
-    return ((change.detach() - 0.09) / 0.09).clamp(0, 1)
+def cover(change, seen):
+    """How far what G paints covers the body's picture: from nothing at a change of 0.09 to all of it at 0.18; where G
+    sees clothes, of 0.02 and 0.06."""
+    faint, full = (0.02, 0.06) if seen else (0.09, 0.18)
+    return ((change.detach() - faint) / (full - faint)).clamp(0, 1)
+
+
+def beside(colours, image, foretold):
+    """How far a palette is from a picture, where clothes are: in the middle, and where a change is foretold."""
+    pixels = F.avg_pool2d(image, 4)
+    column = torch.linspace(-1, 1, pixels.shape[3], dtype=image.dtype)
+    counts = torch.exp(-((column / 0.35) ** 2)).expand(len(image), 1, *pixels.shape[2:])
+    if foretold is not None:
+        counts = counts * (F.avg_pool2d(foretold[:, None], 4).detach().clamp(0) ** 2 + 2e-3)
+    return l1(
+        counts / counts.mean((2, 3), keepdim=True) * colours[..., None],
+        counts / counts.mean((2, 3), keepdim=True) * pixels,
+    )
 
 
 def divergence(label_and_counts, logits):
@@ -154,19 +236,37 @@ def iteration(
 
     # Forward
     s_a, s_b = structure(e_s, grey(a.image)), structure(e_s, grey(b.image))
-    f_a, f_b = e_a(a.image).code.detach(), e_a(b.image).code.detach()
-    fp_a, fp_b = e_a(a.positive).code.detach(), e_a(b.positive).code.detach()
-    x_ba, x_ab = decoder(g, s_b, f_a), decoder(g, s_a, f_b)
-    x_a, x_b = decoder(g, s_a, f_a), decoder(g, s_b, f_b)
-    xp_a, xp_b = decoder(g, s_a, fp_a), decoder(g, s_b, fp_b)
+    with torch.no_grad():
+        seen_a, seen_b, seen_pa, seen_pb = e_a(a.image), e_a(b.image), e_a(a.positive), e_a(b.positive)
+    f_a, f_b = seen_a.code, seen_b.code
+
+    def look(seen, image):
+        return palette(g.palette, seen, image) if g.palette else seen.code
+
+    look_a, look_b = look(seen_a, a.image), look(seen_b, b.image)
+    look_pa, look_pb = look(seen_pa, a.positive), look(seen_pb, b.positive)
+    x_ba, x_ab = decoder(g, s_b, look_a, b.image), decoder(g, s_a, look_b, a.image)
+    x_a, x_b = decoder(g, s_a, look_a, a.image), decoder(g, s_b, look_b, b.image)
+    xp_a, xp_b = decoder(g, s_a, look_pa, a.image), decoder(g, s_b, look_pb, b.image)
     change = torch.zeros(())
     share_a = share_b = torch.ones(())
+    foretold_a = foretold_b = None
     if x_a.shape[1] == 4:
         foretold_a, foretold_b = (xp_a[:, 3] + x_ab[:, 3]) / 2, (xp_b[:, 3] + x_ba[:, 3]) / 2
         true_a, true_b = (xp_a - x_ab)[:, :3].abs().mean(1).detach(), (xp_b - x_ba)[:, :3].abs().mean(1).detach()
+        if g.palette:
+
+            def better(own, other, image):
+                near, far = ((image - plane(lit(g.palette, x, image), image)).abs().mean(1) for x in (own, other))
+                return (far - near).detach()
+
+            true_a, true_b = better(look_pa, look_b, a.image), better(look_pb, look_a, b.image)
         change = ((foretold_a - true_a) ** 2).mean() + ((foretold_b - true_b) ** 2).mean()
-        share_a, share_b = (0.2 + 0.8 * cover(foretold)[:, None] for foretold in (foretold_a, foretold_b))
-        cover_a, cover_b = cover(x_ab[:, 3:]), cover(x_ba[:, 3:])
+        scene = 0.02 if g.palette else 0.2
+        share_a, share_b = (
+            scene + (1 - scene) * cover(foretold, g.palette)[:, None] for foretold in (foretold_a, foretold_b)
+        )
+        cover_a, cover_b = cover(x_ab[:, 3:], g.palette), cover(x_ba[:, 3:], g.palette)
         x_ab = (1 - cover_a) * a.image + cover_a * x_ab[:, :3]
         x_ba = (1 - cover_b) * b.image + cover_b * x_ba[:, :3]
 
@@ -194,6 +294,9 @@ def iteration(
         "positive": l1(share_a * xp_a[:, :3], share_a * a.image) + l1(share_b * xp_b[:, :3], share_b * b.image),
         "change": change,
     }
+    if g.palette:
+        losses["palette"] = beside(lit(g.palette, look_pa, a.image), a.image, foretold_a)
+        losses["palette"] = losses["palette"] + beside(lit(g.palette, look_pb, b.image), b.image, foretold_b)
     judge = copied(e_a, batch_statistics)
     again_a, again_b = judge(x_ba), judge(x_ab)
     fr_a, fr_b = again_a.code, again_b.code
@@ -206,7 +309,16 @@ def iteration(
         frozen = copy.deepcopy(e_s).eval()
         sr_a, sr_b = structure(frozen, grey(x_ab)), structure(frozen, grey(x_ba))
     losses["structure_code"] = l1(sr_a, s_a.detach()) + l1(sr_b, s_b.detach())
-    cycled_a, cycled_b = decoder(g, sr_a, fr_a)[:, :3], decoder(g, sr_b, fr_b)[:, :3]
+    look_a, look_b = fr_a, fr_b
+    if g.palette and appearance_code_gradient:
+        look_a, look_b = look(again_a, x_ba), look(again_b, x_ab)
+    elif g.palette:
+        look_a, look_b = (
+            look(again._replace(features=again.features.detach()), x.detach())
+            for again, x in ((again_a, x_ba), (again_b, x_ab))
+        )
+    cycled_a = decoder(g, sr_a, look_a, x_ab.detach())[:, :3]
+    cycled_b = decoder(g, sr_b, look_b, x_ba.detach())[:, :3]
     losses["cycle"] = l1(share_a * cycled_a, share_a * a.image) + l1(share_b * cycled_b, share_b * b.image)
 
     erased_a, erased_b = e_a(a.erased), e_a(b.erased)
@@ -232,6 +344,7 @@ def iteration(
         losses["fine"] = ce(student_a.fine_logits, b.label) + ce(student_b.fine_logits, a.label)
 
     factors = asdict(w) | {"primary": w.teacher * w.primary, "fine": w.teacher * w.fine * w.generated_fine}
+    factors["palette"] = w.positive
     losses["total"] = sum(factors[name] * value for name, value in losses.items())
     networks.zero_grad()
     losses["total"].backward()

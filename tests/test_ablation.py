@@ -45,7 +45,11 @@ def test_every_row_is_a_valid_configuration(row):
     assert set(row.changes) <= FIELDS
     config = changed(PRESET, row.changes)
     check(config)
-    assert config != PRESET or not row.changes or row.name in ("primary", "label-soft", "remedies", "background-kept")
+    assert (
+        config != PRESET
+        or not row.changes
+        or row.name in ("primary", "label-soft", "stripes", "attention", "background-kept")
+    )
     assert config.loss.label_style in get_args(LabelStyle) and config.model.modulation in get_args(Modulation)
     assert row.reference is None or row.reference in BY_NAME
     assert row.feature in ("prim", "fine", "both")
@@ -71,9 +75,9 @@ def test_rows_bring_what_they_are_compared_with():
 
 def test_rows_that_would_repeat_another_are_left_out():
     quick = {row.name for row in chosen(PRESET)}
-    assert "no-remedy" in quick and not {"remedies", "label-soft"} & quick
+    assert "no-remedy" in quick and not {"attention", "label-soft"} & quick
     paper = {row.name for row in chosen(PRESETS["market1501"])}
-    assert "remedies" in paper and not {"no-remedy", "no-start"} & paper
+    assert "stripes" in paper and not {"no-remedy", "no-start"} & paper
 
 
 def test_rows_that_change_the_built_in_people_need_them(tmp_path):

@@ -1,7 +1,6 @@
 """The kept background: what is handed through, what counts, and that G learns where clothes change a picture."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,34 +10,39 @@ from torch import nn
 from dgfast.config import LossConfig
 from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.models import DGNet
-from dgfast.models.background import FAINT, FULL, SCENE, changes, emphasis, opacity, over
+from dgfast.models.appearance import AppearanceOutput
+from dgfast.models.background import PAINTED, SEEN, changes
 from dgfast.training.step import reconstruction_losses
 from tests.tiny import MODEL, SIZE
 
 KEPT = dataclasses.replace(MODEL, background="kept")
+both = pytest.mark.parametrize("cover", [PAINTED, SEEN], ids=["painted", "seen"])
 
 
-def test_pixels_that_do_not_change_are_the_bodys_and_those_that_do_are_painted():
+@both
+def test_pixels_that_do_not_change_are_the_bodys_and_those_that_do_are_painted(cover):
     painted = torch.randn(4, 4, 1, 3)
-    painted[:, 3] = torch.tensor([-1.0, (FAINT + FULL) / 2, 9.0])
+    painted[:, 3] = torch.tensor([-1.0, (cover.faint + cover.full) / 2, 9.0])
     bodies = torch.randn(2, 3, 1, 3)
-    found = over(painted, bodies)
+    found = cover.over(painted, bodies)
     for n in range(4):
         body, colours = bodies[n % 2], painted[n, :3]
         expected = torch.stack([body[..., 0], (body[..., 1] + colours[..., 1]) / 2, colours[..., 2]], -1)
         torch.testing.assert_close(found[n], expected)
 
 
-def test_no_loss_reaches_the_opacity():
-    painted = torch.full((1, 4, 2, 2), (FAINT + FULL) / 2, requires_grad=True)
-    over(painted, torch.zeros(1, 3, 2, 2)).sum().backward()
+@both
+def test_no_loss_reaches_the_opacity(cover):
+    painted = torch.full((1, 4, 2, 2), (cover.faint + cover.full) / 2, requires_grad=True)
+    cover.over(painted, torch.zeros(1, 3, 2, 2)).sum().backward()
     assert painted.grad[:, :3].all() and not painted.grad[:, 3].any()
-    assert not opacity(painted[:, 3:]).requires_grad and not emphasis(painted[:, 3:]).requires_grad
+    assert not cover.opacity(painted[:, 3:]).requires_grad and not cover.emphasis(painted[:, 3:]).requires_grad
 
 
-def test_the_scene_counts_little_and_clothes_count_whole():
-    counts = emphasis(torch.tensor([0.0, FAINT, FULL, 9.0]).view(4, 1, 1, 1)).flatten()
-    torch.testing.assert_close(counts, torch.tensor([SCENE, SCENE, 1.0, 1.0]))
+@both
+def test_the_scene_counts_little_and_clothes_count_whole(cover):
+    counts = cover.emphasis(torch.tensor([0.0, cover.faint, cover.full, 9.0]).view(4, 1, 1, 1)).flatten()
+    torch.testing.assert_close(counts, torch.tensor([cover.scene, cover.scene, 1.0, 1.0]))
 
 
 def test_changes_are_those_between_two_pictures_of_a_body():
@@ -50,29 +54,32 @@ def test_changes_are_those_between_two_pictures_of_a_body():
 
 
 class Colours(nn.Module):
-    """E_a for a test: the code are the mean colours of the stripes, which it would take long to learn."""
+    """E_a for a test: what it sees are the colours themselves, which it would take long to learn."""
 
     def __init__(self, real):
         super().__init__()
-        self.parts, self.length = real.parts, real.code_length
+        self.parts, self.channels = real.parts, real.backbone.channels
 
     def forward(self, images):
-        means = F.adaptive_avg_pool2d(images, (self.parts, 1)).flatten(1)
-        return SimpleNamespace(code=F.pad(means, (0, self.length - means.shape[1])))
+        pixels = F.avg_pool2d(images, 8)
+        features = torch.cat([pixels, pixels.new_zeros(len(pixels), self.channels - 3, *pixels.shape[2:])], 1)
+        code = F.adaptive_avg_pool2d(features, (self.parts, 1)).flatten(1)
+        return AppearanceOutput(code, code, code, code, code, features)
 
 
 @pytest.mark.slow
-def test_g_learns_where_clothes_change_a_picture():
-    """The lower half of every image has its identity's colour, the upper half its own. G finds out which half is the
-    clothes."""
+@pytest.mark.parametrize("modulation", ["stripes", "attention"])
+def test_g_learns_where_clothes_change_a_picture(modulation):
+    """The lower half of every image has its identity's colour but at the sides, the rest its own. G finds out which
+    part is the clothes."""
     torch.manual_seed(0)
-    networks = DGNet(dataclasses.replace(KEPT, modulation="stripes", structure_width=4, parts=4, style_hidden=32), 4)
+    networks = DGNet(dataclasses.replace(KEPT, modulation=modulation, structure_width=4, parts=4, style_hidden=32), 4)
     networks.train().appearance = Colours(networks.appearance)
     colours = torch.tensor([[2.0, -2, -2], [-2, 2, -2], [-2, -2, 2], [2, 2, -2]])
 
     def images(labels):
         x = torch.randn(len(labels), 3, 1, 1).expand(-1, -1, *SIZE).clone()
-        x[:, :, SIZE[0] // 2 :] = colours[labels][:, :, None, None]
+        x[:, :, SIZE[0] // 2 : -5, 5:-5] = colours[labels][:, :, None, None]
         return x + 0.1 * torch.randn_like(x)
 
     def stream():
@@ -88,7 +95,10 @@ def test_g_learns_where_clothes_change_a_picture():
         optimizer.step()
     with torch.no_grad():
         bodies, clothes = images(torch.tensor([0, 1])), images(torch.tensor([2, 3]))
-        code = networks.appearance(clothes).code
-        painted = networks.decoder(networks.structure(bodies.mean(1, keepdim=True)), code)
-    upper, lower = (half.mean() for half in painted[:, 3:].chunk(2, 2))
-    assert lower > 2 * upper and opacity(lower) == 1
+        structure = networks.structure(bodies.mean(1, keepdim=True))
+        painted = networks.decoder(structure, networks.look(clothes), networks.light(bodies))
+    upper, lower = painted[:, 3:, : SIZE[0] // 2].mean(), painted[:, 3:, SIZE[0] // 2 + 4 : -8, 8:-8].mean()
+    assert lower > 2 * upper and networks.cover.opacity(lower) == 1
+    if modulation == "attention":  # and the clothes have their colours; the rows between both halves may be mixed
+        below = painted[:, :3, SIZE[0] // 2 + 4 : -8, 8:-8]
+        assert (below - colours[2:][:, :, None, None]).abs().mean() < 0.5

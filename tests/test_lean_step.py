@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from dgfast.config import LossConfig, ModelConfig
 from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.models import DGNet
-from dgfast.models.background import opacity
 from dgfast.models.dgnet import make_teacher
 from dgfast.models.layers import kaiming_fan_in
 from dgfast.training.step import discriminator_losses, generator_losses, translate, weights_at
@@ -34,11 +33,11 @@ def stream(seed, n, size, dtype):
     return StreamBatch(*images, torch.randint(0, CLASSES, (n,), generator=g), torch.arange(n))
 
 
-def setting(dtype=torch.float64, batch_statistics=True, seed=0, background="painted"):
+def setting(dtype=torch.float64, batch_statistics=True, seed=0, **model):
     """Networks in training mode without dropout, whose draws would depend on the order of the calls; teacher; batch."""
     torch.manual_seed(seed)
-    model = dataclasses.replace(MODEL, prim_dropout=0.0, fine_dropout=0.0, background=background)
-    networks, teacher = DGNet(model, CLASSES), make_teacher(model, CLASSES).eval()
+    sizes = dataclasses.replace(MODEL, prim_dropout=0.0, fine_dropout=0.0, **model)
+    networks, teacher = DGNet(sizes, CLASSES), make_teacher(sizes, CLASSES).eval()
     # These start so small that all classes, and all images, look alike: labels and D's gradients would hang on
     # rounding.
     kaiming_fan_in(networks.discriminator)
@@ -193,11 +192,32 @@ def test_same_with_a_kept_background(structure_learns):
         networks.decoder.to_rgb.bias[3] = 0.13
     things = networks, teacher, batch, WEIGHTS["warm"]
     made = translate(networks, batch)
-    share = opacity(made.a.change.foretold)
+    share = networks.cover.opacity(made.a.change.foretold)
     assert ((share > 0) & (share < 1)).double().mean() > 0.5
     expected = naive_step.iteration(*things, structure_learns=structure_learns)
     assert expected[0]["g/change"] > 0
     compare(lean(*things, structure_learns=structure_learns), expected)
+
+
+@pytest.mark.parametrize("background", ["painted", "kept"])
+@pytest.mark.parametrize("modulation", ["stripes", "attention"])
+@pytest.mark.parametrize("code_gradient", [False, True], ids=["codes", "gradients"])
+def test_same_wherever_the_appearance_acts(modulation, background, code_gradient):
+    networks, teacher, batch = setting(modulation=modulation, background=background)
+    for p in (networks.decoder.palette or networks.decoder).parameters():  # a palette begins with weights of 0
+        torch.nn.init.normal_(p, std=0.1) if p.dim() and not p.any() else None
+    if background == "kept":
+        with torch.no_grad():
+            networks.decoder.to_rgb.weight[3] *= 0.02
+            networks.decoder.to_rgb.bias[3] = 0.04 if networks.decoder.palette else 0.13
+    things = networks, teacher, batch, WEIGHTS["warm"]
+    options = {"structure_learns": code_gradient, "appearance_code_gradient": code_gradient}
+    found, expected = lean(*things, **options), naive_step.iteration(*things, **options)
+    compare(found, expected)
+    if modulation == "attention":
+        assert expected[0]["g/palette"] > 0 and all(
+            gradient.any() for name, gradient in expected[1].items() if ".palette." in name and "bias" not in name
+        )
 
 
 @pytest.mark.parametrize("joint", [False, True])

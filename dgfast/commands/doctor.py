@@ -82,7 +82,7 @@ def _kernels(device: torch.device) -> str:
     images = torch.rand(2, 3, 128, 64, device=device).contiguous(memory_format=torch.channels_last)
     before = Counter(fallbacks())
     with torch.autocast(device.type, torch.bfloat16):
-        picture = model.dress(model.structure(grey(images)), model.appearance(images).code.detach(), images)
+        picture = model.dress(model.structure(grey(images)), model.look(images).detach(), images)
     l1_kl_loss([(picture, images)], [1.0])[0].backward()
     reasons = {f"{reason} ({times} times)" for reason, times in (Counter(fallbacks()) - before).items()}
     return "Triton everywhere" if not reasons else "eager, or converted first: " + "; ".join(sorted(reasons))

@@ -16,6 +16,7 @@ class AppearanceOutput(NamedTuple):
     fine: [N, embedding], the fine-grained re-ID feature, after BatchNorm.
     prim_logits: [N, K], of the primary head.
     fine_logits: [N, K], of the fine-grained head.
+    features: [N, channels, H', W'], the backbone's feature map.
     """
 
     code: Tensor
@@ -23,6 +24,7 @@ class AppearanceOutput(NamedTuple):
     fine: Tensor
     prim_logits: Tensor
     fine_logits: Tensor
+    features: Tensor
 
 
 class IdentityHead(nn.Module):
@@ -110,4 +112,4 @@ class AppearanceEncoder(nn.Module):
         pooled = features.amax((2, 3))
         prim, prim_logits = self.prim(pooled)
         fine, fine_logits = self.fine(pooled)
-        return AppearanceOutput(code, prim, fine, prim_logits, fine_logits)
+        return AppearanceOutput(code, prim, fine, prim_logits, fine_logits, features)

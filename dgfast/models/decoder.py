@@ -8,6 +8,7 @@ from dgfast.kernels import adain, layer_norm, reflect
 
 from .blank import blank, untaught
 from .layers import SLOPE, inside, kaiming_fan_in, reflect_activated, through
+from .palette import Palette, details
 from .upsampled_convolution import UpsampledConvolution
 
 
@@ -124,6 +125,7 @@ class Decoder(nn.Module):
             (the paper's). Otherwise the code's horizontal stripes: every block reads them all, each at its height.
         foretells: whether images have a fourth channel, which says how much other clothes would change each pixel; see
             background.py.
+        sees: channels of E_a's feature map; G looks for the clothes in it, see palette.py. 0: it has the code alone.
 
     Attributes:
         recompute: keep no activations of the blocks, compute them again in the backward pass; see `layers.through`.
@@ -142,6 +144,7 @@ class Decoder(nn.Module):
         hidden: int = 512,
         stripes: int = 0,
         foretells: bool = False,
+        sees: int = 0,
     ):
         super().__init__()
         if code % (stripes or blocks):
@@ -154,20 +157,31 @@ class Decoder(nn.Module):
             self.blocks = nn.ModuleList(InjectedBlock(channels, code // blocks, hidden) for _ in range(blocks))
         self.upsample = nn.ModuleList([UpsampleBlock(channels), UpsampleBlock(channels // 2)])
         width = channels // 4
-        self.refine = nn.ModuleList([nn.Conv2d(width, width, 3), nn.Conv2d(width, width, 3)])
+        self.refine = nn.ModuleList([nn.Conv2d(width + 3 * bool(sees), width, 3), nn.Conv2d(width, width, 3)])
         self.to_rgb = nn.Conv2d(width, 3 + foretells, 1)
+        self.palette = Palette(sees, stripes) if sees else None
         kaiming_fan_in(self)
+        if self.palette:
+            self.palette.start()
+            with torch.no_grad():
+                self.to_rgb.weight.mul_(0.1)  # what G adds to the palette's colours begins small
 
-    def forward(self, structure: Tensor, code: Tensor) -> Tensor:
+    def forward(self, structure: Tensor, look: Tensor, light: Tensor | None = None) -> Tensor:
         """Paint image n: structure n mod M in appearance n.
 
         Args:
             structure: [M, channels, H/4, W/4]; pictures of blank ones give no gradients (blank.py).
-            code: [N, code], channel-major, N a multiple of M.
+            look: [N, code], the appearance code, channel-major, N a multiple of M; what `Palette` makes of a picture
+                where G `sees`.
+            light: [M, 24], `palette.light` of the bodies' pictures, where G `sees`.
 
         Returns:
             Images [N, 3, H, W], RGB, normalised; no activation bounds them. [N, 4, H, W] where G foretells changes.
         """
+        code, colours = look, None
+        if self.palette:
+            colours = self.palette.colours(look, light)
+            code = self.palette.split(look)[0]
         x = reflect(structure, 1)
         if self.stripes:
             parts = [code.view(len(code), -1, self.stripes).transpose(1, 2)] * len(self.blocks)
@@ -177,8 +191,15 @@ class Decoder(nn.Module):
             x = through(block, x, part, int(block is not self.blocks[-1]), recompute=self.recompute)
         for upsample in self.upsample:
             x = through(upsample, x, int(upsample is self.upsample[-1]), recompute=self.recompute)
+        plane = None
+        if colours is not None:
+            height, width = (size - 2 for size in x.shape[2:])
+            plane = self.palette.plane(colours, height, width).to(x.dtype, memory_format=torch.channels_last)
+            x = torch.cat([x, reflect(plane, 1)], 1)
         x = reflect_activated(self.refine[0](x))
         painted = self.to_rgb(F.leaky_relu_(self.refine[1](x), SLOPE))
+        if plane is not None:
+            painted = torch.cat([plane + details(painted[:, :3]), painted[:, 3:]], 1)
         if not painted.requires_grad:
             return painted
         return untaught(painted, _repeat(blank(structure), len(code) // len(structure)))

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Literal, overload
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from dgfast.config import ModelConfig
 from dgfast.errors import UserError, out_of_memory
 from dgfast.files import replacing
 
-from .appearance import AppearanceEncoder
-from .background import over
+from .appearance import AppearanceEncoder, AppearanceOutput
+from .background import PAINTED, SEEN, Cover
 from .decoder import Decoder
 from .discriminator import Discriminator
+from .palette import light
 from .structure import StructureEncoder
 from .teacher import Teacher
 
@@ -36,7 +38,7 @@ class DGNet(nn.Module):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
-        striped = config.modulation == "stripes"
+        striped = config.modulation != "plane"
         self.appearance = AppearanceEncoder(
             num_classes,
             config.backbone,
@@ -54,25 +56,53 @@ class DGNet(nn.Module):
             config.style_hidden,
             stripes=config.parts if striped else 0,
             foretells=config.background == "kept",
+            sees=self.appearance.backbone.channels if config.modulation == "attention" else 0,
         )
         self.discriminator = Discriminator(
             config.discriminator_width, config.discriminator_blocks, config.discriminator_scales
         )
 
-    def dress(self, structure: Tensor, code: Tensor, bodies: Tensor) -> Tensor:
+    @property
+    def cover(self) -> Cover:
+        """From which change on a pixel is G's, with `--background kept`."""
+        return SEEN if self.config.modulation == "attention" else PAINTED
+
+    def look(self, images: Tensor, seen: AppearanceOutput | None = None) -> Tensor:
+        """What G gets of pictures of clothes.
+
+        Args:
+            images: [N, 3, H, W], normalised.
+            seen: what E_a makes of them; None: made here.
+        Returns:
+            [N, code]: the appearance codes; with `--modulation attention` [N, L], what `Palette` makes of the pictures.
+        """
+        seen = seen or self.appearance(images)
+        return self.decoder.palette(seen.features, images) if self.decoder.palette else seen.code
+
+    def light(self, *images: Tensor) -> Tensor | None:
+        """What G gets of the light in pictures of bodies.
+
+        Args:
+            images: [M, 3, H, W], normalised; one batch or several.
+        Returns:
+            [M, 24], of all batches, with `--modulation attention`; else None.
+        """
+        return torch.cat([light(x) for x in images]) if self.decoder.palette else None
+
+    def dress(self, structure: Tensor, look: Tensor, bodies: Tensor) -> Tensor:
         """Pictures of bodies in clothes: G(s, f), with `--background kept` over the pictures of the bodies.
 
         Args:
             structure: [M, channels, H/4, W/4], structure codes.
-            code: [N, code], appearance codes, N a multiple of M; code n dresses body n mod M.
+            look: [N, ...], what `look` gives of the clothes, N a multiple of M; clothes n dress body n mod M.
             bodies: [M, 3, H, W], normalised, the images that gave the structure codes.
         Returns:
             [N, 3, H, W], normalised.
         """
-        painted = self.decoder(structure, code)
+        painted = self.decoder(structure, look, self.light(bodies))
         if self.config.background == "painted":
             return painted
-        return over(painted, bodies)
+        return self.cover.over(painted, bodies)
 
 
 def make_teacher(config: ModelConfig, num_classes: int) -> Teacher:

@@ -221,7 +221,7 @@ class Generation:
     def _make(self, networks: DGNet, judge: Judge, number: int, images: Tensor) -> tuple[np.ndarray, list[float]]:
         """The pictures of a batch, [N, H, W, 3] uint8, and the confidence in each; of its bodies, then its clothes."""
         bodies, clothes = images.chunk(2)
-        made = networks.dress(networks.structure(grey(bodies)), networks.appearance(clothes).code, bodies)
+        made = networks.dress(networks.structure(grey(bodies)), networks.look(clothes), bodies)
         pixels = denormalise(made).permute(0, 2, 3, 1)
         # What is judged are the rounded pixels, which others will read.
         sure = judge(normalise(pixels.contiguous()), [planned.clothes.person for planned in self._of(number)])

@@ -29,7 +29,7 @@ def between_clothes(networks: DGNet, body: Tensor, start: Tensor, end: Tensor, s
         paper, figure 6.
     """
     structure = networks.structure(grey(body))
-    first, last = (networks.appearance(images).code for images in (start, end))
+    first, last = (networks.look(images) for images in (start, end))
     made = [
         _pixels(networks.dress(structure, torch.lerp(first, last, weights[:, None]), body))
         for weights in _weights(steps, body)
@@ -57,7 +57,7 @@ def between_bodies(networks: DGNet, start: Tensor, end: Tensor, clothes: Tensor,
         [steps, H, W, 3] uint8 RGB.
     """
     first, last = (networks.structure(grey(images)) for images in (start, end))
-    code = networks.appearance(clothes).code
+    code = networks.look(clothes)
     made = []
     for weights in _weights(steps, start):
         w = weights[:, None, None, None]

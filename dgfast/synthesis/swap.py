@@ -39,7 +39,7 @@ def swap_all(networks: DGNet, structures: Tensor, appearances: Tensor) -> Tensor
     Returns:
         [A, S, 3, H, W] uint8 on the CPU.
     """
-    f = torch.cat([networks.appearance(images).code for images in appearances.split(BATCH)])
+    f = torch.cat([networks.look(images) for images in appearances.split(BATCH)])
     columns = []
     for bodies in structures.split(BATCH):
         s = networks.structure(grey(bodies))
@@ -81,6 +81,6 @@ def dress(networks: DGNet, bodies: np.ndarray, clothes: np.ndarray, batch: int =
     made = []
     for pair in zip(torch.from_numpy(bodies).split(batch), torch.from_numpy(clothes).split(batch), strict=True):
         body, other = (normalise(images.to(device)) for images in pair)
-        pictures = networks.dress(networks.structure(grey(body)), networks.appearance(other).code, body)
+        pictures = networks.dress(networks.structure(grey(body)), networks.look(other), body)
         made.append(denormalise(pictures).permute(0, 2, 3, 1).cpu())
     return torch.cat(made).numpy()

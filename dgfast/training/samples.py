@@ -28,7 +28,7 @@ def sample_grid(networks: DGNet, a: Tensor, b: Tensor) -> Tensor:
     """
     with evaluating(networks, batch_statistics=False):
         s_a, s_b = networks.structure(grey(torch.cat([a, b]))).chunk(2)
-        f_a, f_b = networks.appearance(torch.cat([a, b])).code.chunk(2)
+        f_a, f_b = networks.look(torch.cat([a, b])).chunk(2)
         images = networks.dress(
             torch.cat([s_a, s_a, s_b, s_b]), torch.cat([f_a, f_b, f_b, f_a]), torch.cat([a, a, b, b])
         ).float()

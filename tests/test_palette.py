@@ -1,0 +1,126 @@
+"""The palette: where the clothes are in a picture, their colours row by row, and the light they are seen in."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dgfast.models import DGNet
+from dgfast.models.dgnet import load_model, save_model
+from dgfast.models.palette import LIGHT, ROW, Palette, details, foretells_better, light
+from dgfast.models.structure import grey
+from tests.tiny import MODEL, SIZE
+
+SEES = dataclasses.replace(MODEL, modulation="attention", background="kept")
+
+
+def fresh(depth=16, parts=2):
+    torch.manual_seed(0)
+    palette = Palette(depth, parts)
+    palette.start()
+    return palette
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(48, 48), (128, 64), (36, 20)])
+def test_a_picture_of_one_colour_has_that_colour_in_every_row(size, memory_format):
+    colour = torch.tensor([0.5, -1.0, 2.0]).view(1, 3, 1, 1)
+    images = colour.expand(2, 3, *size).contiguous(memory_format=memory_format)
+    palette = fresh()
+    look = palette(torch.randn(2, 16, size[0] // 8, size[1] // 8), images)
+    code, seen, colours = palette.split(look)
+    assert code.shape == (2, 32) and seen.shape == (2, LIGHT) and colours.shape == (2, 3, size[0] // ROW)
+    torch.testing.assert_close(colours, colour[0, :, :, 0].expand_as(colours), atol=1e-4, rtol=1e-4)
+
+
+def test_rows_are_those_of_the_clothes():
+    """Where E_a says so, a place tells of the clothes; the street beside them, of another colour, is not seen."""
+    palette = fresh()
+    with torch.no_grad():
+        for layer in (palette.worn[0], palette.worn[2], palette.worn[4]):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        palette.worn[0].weight[0, 0] = palette.worn[2].weight[0, 0, 1, 1] = 1.0
+        palette.worn[4].weight[0, 0] = 20.0
+        palette.log_reach.fill_(-1.0)
+    features, images = torch.zeros(1, 16, 6, 6), torch.full((1, 3, 48, 48), -2.0)
+    features[0, 0, :, 2:4] = 5.0
+    for half, colour in enumerate((1.0, 2.0)):
+        images[:, :, 24 * half : 24 * (half + 1), 12:36] = colour
+    _, _, colours = palette.split(palette(features, images))
+    torch.testing.assert_close(colours[0, :, :5], torch.full((3, 5), 1.0), atol=0.02, rtol=0)
+    torch.testing.assert_close(colours[0, :, -5:], torch.full((3, 5), 2.0), atol=0.02, rtol=0)
+
+
+def test_colours_begin_as_they_are_and_then_follow_the_light_of_both_pictures():
+    palette = fresh()
+    images, bodies = torch.randn(4, 3, 32, 16), torch.randn(2, 3, 32, 16)
+    look = palette(torch.randn(4, 16, 4, 2), images)
+    colours = palette.split(look)[2]
+    torch.testing.assert_close(palette.colours(look, light(bodies)), colours)
+    torch.nn.init.normal_(palette.relight[-1].weight)
+    lit = palette.colours(look, light(bodies))
+    for n in range(4):  # clothes n go to body n mod 2
+        change = palette.relight(torch.cat([light(bodies)[n % 2], light(images)[n]]))
+        torch.testing.assert_close(lit[n], colours[n] * (1 + change[:3, None]) + change[3:, None])
+
+
+def test_light_is_that_of_the_edges():
+    images = torch.randn(2, 3, 40, 30)
+    inner = images.clone()
+    inner[:, :, 3:-3, 3:-3] = 9.0
+    torch.testing.assert_close(light(images), light(inner))
+    torch.testing.assert_close(light(images)[:, :3], images[..., :3].mean((2, 3)))
+    torch.testing.assert_close(light(images)[:, -3:], images[..., -3:, :].std((2, 3), correction=0), atol=1e-4, rtol=0)
+
+
+def test_details_have_no_tone():
+    picture = torch.randn(2, 3, 80, 40)
+    torch.testing.assert_close(details(picture + 3.0), details(picture), atol=1e-5, rtol=0)
+    assert details(torch.full((1, 3, 80, 40), 2.0)).abs().max() < 1e-6
+    one = torch.zeros(1, 3, 80, 40)
+    one[:, :, 40, 20] = 25.0
+    assert details(one)[0, 0, 40, 20] == pytest.approx(24.0) and details(one)[0, 0, 42, 22] == pytest.approx(-1.0)
+
+
+def test_who_foretells_better():
+    images = torch.zeros(1, 3, 8, 4)
+    own, other = torch.full((1, 3, 2), 0.5), torch.full((1, 3, 2), -2.0)
+    torch.testing.assert_close(foretells_better(own, other, images), torch.full((1, 1, 8, 4), 1.5))
+    torch.testing.assert_close(foretells_better(other, own, images), torch.full((1, 1, 8, 4), -1.5))
+
+
+def test_one_picture_of_clothes_can_dress_several_bodies_and_a_file_keeps_it(tmp_path):
+    torch.manual_seed(0)
+    networks = DGNet(SEES, 4).eval()
+    bodies, clothes = torch.randn(2, 3, *SIZE), torch.randn(4, 3, *SIZE)
+    with torch.no_grad():
+        structure, look, lights = networks.structure(grey(bodies)), networks.look(clothes), networks.light(bodies)
+        together = networks.decoder(structure, look, lights)
+        alone = [
+            networks.decoder(structure[n % 2 : n % 2 + 1], look[n : n + 1], lights[n % 2 : n % 2 + 1]) for n in range(4)
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
+    save_model(networks, SEES, 4, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        again = load_model(tmp_path / "model.safetensors", "dgnet").decoder(structure, look, lights)
+    torch.testing.assert_close(again, together)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_pictures_of_one_colour_give_gradients_that_are_finite(value):
+    palette = fresh()
+    images = torch.full((1, 3, 32, 16), value, requires_grad=True)
+    look = palette(torch.full((1, 16, 4, 2), value), images)
+    palette.colours(look, light(images)).square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in (images, *palette.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_colours_keep_their_bits_under_autocast(dtype):
+    palette, images, features = fresh(), torch.randn(2, 3, 32, 16), torch.randn(2, 16, 4, 2)
+    expected = palette(features, images)
+    with torch.autocast("cpu", dtype):
+        found = palette(features, images)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
