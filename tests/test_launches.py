@@ -80,7 +80,7 @@ def test_the_loss_is_launched_where_its_tensors_are(driver, monkeypatch):
     monkeypatch.setattr(torch._subclasses.FakeTensor, "data_ptr", lambda self: 0)
     with FakeTensorMode():
         x = torch.empty((2, 3, 8, 8), device="cuda:1")
-        _l1_kl._init_fn([x], [x], np.zeros(2), None, None, [False, False])
+        _l1_kl._init_fn([x], [x], np.zeros(2), None, None, [False, False], False)
     assert driver.events == [("launch", 1)] * 2
 
 
