@@ -1,6 +1,5 @@
 """Iterations as CUDA graphs, with a stand-in that holds operators and all their arguments, as a graph does."""
 
-import copy
 import dataclasses
 
 import pytest
@@ -11,7 +10,6 @@ from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher
 from dgfast.training import graphs
 from dgfast.training.distributed import Workers
-from dgfast.training.graphs import WARM_UP
 from dgfast.training.precision import MixedPrecision
 from dgfast.training.stages import DGNetStage
 from tests import tiny
