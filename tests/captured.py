@@ -11,14 +11,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Operators that bring a value, or a size that depends on values, to the host; and what sends a number to the device.
+# Operators that bring to the host a value, or a size that depends on values; the last two make tensors of the host's
+# numbers, which would be sent to the device once and for all.
 WAITING = {
-    "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "unique", "_unique2", "bincount",
-    "histc", "repeat_interleave", "allclose",
+    "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "bincount", "histc",
+    "repeat_interleave", "allclose", "lift_fresh", "lift_fresh_copy",
 }  # fmt: skip
 
 
-class Tape(TorchDispatchMode):
+class Refusing(TorchDispatchMode):
+    """Raises an error where work waits for a value of the device, or sends it one."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(t.dtype == torch.bool for t in _tensors(args[1]))
+        if name in WAITING or by_mask:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        return func(*args, **(kwargs or {}))
+
+
+class Tape(Refusing):
     """Runs operators, and notes them.
 
     Attributes:
@@ -33,8 +45,6 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.overloadpacket.__name__ in WAITING:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         written = [
             value
             for argument, value in [*zip(func._schema.arguments, args, strict=False)]
@@ -45,7 +55,7 @@ class Tape(TorchDispatchMode):
             written += args[3:5]
         for tensor in _tensors(written):
             self._remember(tensor)
-        out = func(*args, **kwargs)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         if func.namespace in ("aten", "dgfast"):
             known = {_address(t) for t in _tensors((args, kwargs))}
             made = [t for t in _tensors(out) if _address(t) not in known]
