@@ -136,6 +136,11 @@ class Captured:
         self._iterate, self._networks, self._new_recorder = iterate, networks, recorder
         self.forget()
 
+    @property
+    def graphs(self) -> int:
+        """How many graphs there are, 0 to 2; with both, iterations of this kind are replayed."""
+        return len(self._replays)
+
     def forget(self) -> None:
         """Give up all graphs and their memory, for when tensors that they read or write have been replaced."""
         self._kind: object = None

@@ -117,9 +117,14 @@ def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
         state: what `state_dict` gave.
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    if isinstance(optimizer, Adam):
+        for group in state["param_groups"]:
+            if "step" in group:  # apex counts for all parameters of a group together
+                for number in group["params"]:
+                    state["state"][number].setdefault("step", group["step"])
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
-        # apex counts its steps in the group, and that count belongs to the momenta.
+        # That count of apex belongs to the momenta.
         group.update({name: value for name, value in own.items() if name != "step"})
 
 
