@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import gc
+import warnings
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -130,14 +133,18 @@ def test_iterations_run_as_they_are_until_both_sides_of_the_coin_have(monkeypatc
     """Had one side been captured before, the other's memory would be taken beside that of the graphs."""
     monkeypatch.undo()
     tapes = Tapes()
-    captured = graphs.Captured(lambda batch, *_: {"loss": batch.a.image.sum()}, torch.nn.Linear(1, 1), lambda: tapes)
+    made = graphs.Captured(torch.nn.Linear(1, 1), lambda: tapes)
     weights = weights_at(tiny.config(None, None).loss, 5)
+
+    def captured(batch, structure_learns):
+        return made(lambda batch, *_: {"loss": batch.a.image.sum()}, batch, weights, structure_learns)["loss"]
+
     for structure_learns in (True, True, True, True, False, False, False):
-        captured(batch(0), weights, structure_learns)
+        captured(batch(0), structure_learns)
     assert (tapes.asides, tapes.replays) == (7, 0) and graphs.WARM_UP == 3
     for structure_learns in (False, True, False, True):
         expected = batch(7).a.image.sum()
-        assert torch.equal(captured(batch(7), weights, structure_learns)["loss"], expected)
+        assert torch.equal(captured(batch(7), structure_learns), expected)
     assert (tapes.asides, tapes.replays, len(tapes.tapes)) == (7, 4, 2)
 
 
@@ -200,6 +207,33 @@ def test_losses_outlive_the_next_replay():
     assert_same([first], [kept])
 
 
+def test_graphs_end_with_their_stage():
+    """Their memory is wanted for what comes after it, and nobody waits for the collector of garbage."""
+    made, _ = replaying()
+    graphs_of_it = weakref.ref(made.captured)
+    gc.disable()
+    try:
+        del made
+        assert graphs_of_it() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+def test_optimisers_can_be_captured_and_do_not_complain_before(monkeypatch, capturing):
+    made = stage(Tapes)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for optimizer in made.optimizers.values():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = torch.ones_like(parameter)
+            with Refusing():
+                optimizer.step()
+
+
 def test_another_size_of_batch_is_captured_anew():
     tapes = []
 
@@ -239,7 +273,8 @@ def test_on_a_gpu_no_iteration_waits_for_the_host(way, monkeypatch):
         monkeypatch.setattr(FakeTensor, "is_cuda", True)
         for iteration in (0, END):  # before the warm-up, and with all weights
             for structure_learns in (True, False):
-                made.captured(batch(0), weights_at(made.config.loss, iteration), structure_learns)
+                weights = weights_at(made.config.loss, iteration)
+                made.captured(made._iterate, batch(0), weights, structure_learns)
     assert {"l1_kl", "inject", "inject_backward", "_fused_adam_", "_fused_sgd_"} <= counted.keys()
 
 

@@ -126,14 +126,12 @@ class Captured:
     """A stage's iterations, captured and replayed.
 
     Args:
-        iterate: one iteration of batch, weights and coin; gives its losses, scalars by name, detached, the same names
-            each time. It must not wait for the device, nor depend on anything else that changes.
-        networks: those that learn in it.
+        networks: those that learn in them.
         recorder: makes what captures, anew for each set of graphs.
     """
 
-    def __init__(self, iterate: Iterate, networks: nn.Module, recorder: Callable[[], Recorder]):
-        self._iterate, self._networks, self._new_recorder = iterate, networks, recorder
+    def __init__(self, networks: nn.Module, recorder: Callable[[], Recorder]):
+        self._networks, self._new_recorder = networks, recorder
         self.forget()
 
     @property
@@ -146,10 +144,13 @@ class Captured:
         self._kind: object = None
         self._replays: dict[bool, Callable[[], None]] = {}  # by side of the coin
 
-    def __call__(self, batch: PairBatch, weights: Weights, structure_learns: bool) -> Losses:
+    def __call__(self, iterate: Iterate, batch: PairBatch, weights: Weights, structure_learns: bool) -> Losses:
         """One iteration.
 
         Args:
+            iterate: the iteration, always the same one; gives its losses, scalars by name, detached, the same names
+                each time. It must not wait for the device, nor depend on anything that changes but its arguments. It is
+                not kept: a stage that kept itself in this way would keep the graphs' memory beyond its end.
             batch: both streams; it is copied.
             weights: of this iteration, as numbers.
             structure_learns: whether E_s learns from generated images.
@@ -163,11 +164,11 @@ class Captured:
         self._fill(batch, weights)
         # A mode that counts operators would see none in a replay.
         if min(self._warm.values()) < WARM_UP or _get_current_dispatch_mode() is not None:
-            self._recorder.aside(lambda: self._run(structure_learns))
+            self._recorder.aside(lambda: self._run(iterate, structure_learns))
             self._warm[structure_learns] += 1
         else:
             if structure_learns not in self._replays:
-                self._replays[structure_learns] = self._capture(structure_learns)
+                self._replays[structure_learns] = self._capture(iterate, structure_learns)
             self._replays[structure_learns]()
         assert self._found is not None
         return dict(zip(self._names, self._found.clone().unbind(), strict=True))
@@ -198,16 +199,16 @@ class Captured:
             self._memory.copy_(torch.tensor(numbers, dtype=torch.float64), non_blocking=True)
             self._numbers = numbers
 
-    def _capture(self, structure_learns: bool) -> Callable[[], None]:
+    def _capture(self, iterate: Iterate, structure_learns: bool) -> Callable[[], None]:
         # A graph makes gradients in its own memory, which the next graph may use for others. So no parameter keeps one.
         self._networks.zero_grad()
-        replay = self._recorder.capture(lambda: self._run(structure_learns))
+        replay = self._recorder.capture(lambda: self._run(iterate, structure_learns))
         self._networks.zero_grad()
         return replay
 
-    def _run(self, structure_learns: bool) -> None:
+    def _run(self, iterate: Iterate, structure_learns: bool) -> None:
         """The iteration as it is captured, and as it runs before: from memory to memory."""
-        losses = self._iterate(self._batch, self._weights, structure_learns)
+        losses = iterate(self._batch, self._weights, structure_learns)
         found = torch.stack([loss.float() for loss in losses.values()])
         if self._found is None:
             self._names, self._found = list(losses), found

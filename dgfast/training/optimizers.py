@@ -138,7 +138,10 @@ def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig, 
     betas = (config.adam_beta1, 0.999)
     if captured:
         lr = _on_device(rate, parameters[0])
-        return Adam(parameters, lr, betas=betas, weight_decay=config.weight_decay, fused=True, capturable=True)
+        made = Adam(parameters, lr, betas=betas, weight_decay=config.weight_decay, fused=True, capturable=True)
+        # The first steps are not captured, and torch would warn that they are slower, which fused ones are not.
+        made._warned_capturable_if_run_uncaptured = True
+        return made
     if parameters[0].is_cuda and has_apex():
         from apex.optimizers import FusedAdam
 

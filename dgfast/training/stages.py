@@ -345,7 +345,7 @@ class DGNetStage(_TwoStreams):
             parts=optim.accumulate,
             clip=optim.clip_gradient,
         )
-        self.captured = None if recorder is None else Captured(self._iterate, networks, recorder)
+        self.captured = None if recorder is None else Captured(networks, recorder)
 
     @staticmethod
     def batch_unit(config: Config) -> int:
@@ -378,7 +378,10 @@ class DGNetStage(_TwoStreams):
         weights = weights_at(self.config.loss, iteration)
         # The same in all processes: the coin depends on nothing but the run's seed and the iteration.
         structure_learns = random.Random(f"{self.config.run.seed}:{iteration}").random() < STRUCTURE_LEARNS
-        found = (self.captured or self._iterate)(batch, weights, structure_learns)
+        if self.captured is None:
+            found = self._iterate(batch, weights, structure_learns)
+        else:
+            found = self.captured(self._iterate, batch, weights, structure_learns)
         self.precision.scaler.update()
         return found
 
