@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dgfast.commands import train
 from dgfast.data.batches import PairBatch, StreamBatch
-from dgfast.errors import UserError
+from dgfast.errors import Interrupted, UserError
 from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher
-from dgfast.training import graphs
+from dgfast.training import graphs, trainer
 from dgfast.training.distributed import Workers
 from dgfast.training.graphs import CudaGraphs
 from dgfast.training.precision import MixedPrecision
@@ -368,3 +368,28 @@ def test_a_run_on_a_cpu_says_so_and_is_the_same(market, tmp_path, capsys):
         assert lines == ["without CUDA graphs, which --cuda-graphs asks for: there is no GPU"] * asked
         weights.append((tmp_path / name / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_run_with_graphs_stops_and_goes_on(market, tmp_path, monkeypatch):
+    """Through the whole loop, with sample grids and checkpoints between replays, to the same bits."""
+    made = []
+
+    def recorder(device):
+        made.append(Tapes())
+        return made[-1]
+
+    monkeypatch.setattr(trainer, "obstacle", lambda *_: None)
+    monkeypatch.setattr(trainer, "CudaGraphs", recorder)
+    settings = {"iterations": 14, "teacher_iterations": 1, "warmup_start": 4, "milestones": (9,), "cuda_graphs": True}
+    for name, stop in (("whole", None), ("stopped", 8)):
+        flags = tiny.flags(tiny.config(market, tmp_path, name=name, stop_after=stop, **settings))
+        if stop is None:
+            train.main(flags)
+            assert sum(tapes.replays for tapes in made) >= 5
+        else:
+            with pytest.raises(Interrupted):
+                train.main(flags)
+            train.main(["--resume", str(tmp_path / name), "--stop-after", "100"])
+    files = [tmp_path / name / "model.safetensors" for name in ("whole", "stopped")]
+    assert files[0].read_bytes() == files[1].read_bytes()
