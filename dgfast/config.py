@@ -260,6 +260,10 @@ class RunConfig:
     compile: Literal["off", "default", "reduce-overhead"] = "off"
     """torch.compile of E_a, E_s, G and the teacher; reduce-overhead also replays them as CUDA graphs. Not of D, whose
     gradient penalty is differentiated twice. The first iterations take minutes."""
+    cuda_graphs: bool = False
+    """Capture the iterations of the DG-Net stage as CUDA graphs and replay them: for a host that cannot launch as fast
+    as its GPU computes. For one process, without fp16, --accumulate and --compile; where it cannot be, one line says
+    why, and iterations run as they are."""
     checkpoint_activations: bool = False
     """Compute the activations of E_s and G again in the backward pass instead of keeping them: for small cards, same
     result."""

@@ -19,7 +19,8 @@ gradient: weight / size alone is below what fp16 can hold.
 
 The addresses, sizes and weights of all pairs are arguments of the launch. So no table is copied to the device, and CUDA
 graphs can capture the launch. Sums are deterministic: every program leaves a partial sum, and one program adds them in
-a fixed order, in fp64.
+a fixed order, in fp64. Whoever replays a captured launch with other weights gives them as tensors: the kernels then
+read them from the device's memory.
 
 Tests: tests/test_l1_kl.py runs the kernels in Triton's interpreter against fp64, within the TOLERANCES of
 tests/interpreted/l1_kl_cases.py, and compiles them for three GPUs. Speed: bench/bench_l1_kl.py. No fraction of a card's
@@ -57,11 +58,11 @@ DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 def l1_kl_eager(
     pairs: Pairs,
-    weights: Sequence[float],
+    weights: Sequence[float | Tensor],
     student_logits: Tensor | None,
     teacher_logits: Tensor | None,
     labels: Tensor | None,
-    kl_weight: float,
+    kl_weight: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Compute the formulas in PyTorch operations, in fp32, or in fp64 if any input is fp64.
 
@@ -212,16 +213,20 @@ def _l1_strided(
 
 @triton.jit
 def _l1_kind(
-    program, starts, predictions, targets, gradients, sizes, scales, layouts, tiles,
+    program, starts, predictions, targets, gradients, sizes, scales, weights_ptr, layouts, tiles,
     LO: tl.constexpr, HI: tl.constexpr, DTYPE_P: tl.constexpr, DTYPE_T: tl.constexpr, STRIDED: tl.constexpr,
-    ALIGNED: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+    ALIGNED: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STORED: tl.constexpr,
 ):  # fmt: skip
     """The partial sum of `program`, whose pair is of this kind."""
     prediction = _pick(predictions, starts, program, LO, HI)
     target = _pick(targets, starts, program, LO, HI)
     gradient = _pick(gradients, starts, program, LO, HI)
     size = _pick(sizes, starts, program, LO, HI)
-    scale = _pick_float(scales, starts, program, LO, HI)
+    if STORED:  # divided in fp64, as the host does it
+        weight = tl.load(weights_ptr + _pick(scales, starts, program, LO, HI))
+        scale = (weight / size.to(tl.float64)).to(tl.float32)
+    else:
+        scale = _pick_float(scales, starts, program, LO, HI)
     # A tile has as many bytes, not as many elements, for each dtype. With one length for all, Triton would distribute
     # all kinds over the threads alike, and convert through shared memory where that does not suit. A strided tile is a
     # quarter as long, because its addresses take many registers.
@@ -317,32 +322,38 @@ def _kl_row(
 
 @triton.jit(
     do_not_specialize=[
-        "starts", "predictions", "targets", "gradients", "sizes", "layouts", "tiles", "rows", "views", "classes",
-        "student_stride", "view_stride", "label_stride",
+        "starts", "predictions", "targets", "gradients", "sizes", "scales", "layouts", "tiles", "rows", "views",
+        "classes", "student_stride", "view_stride", "label_stride", "kl_scale",
     ]
 )  # fmt: skip
 def _forward_kernel(
-    partials_ptr, starts, predictions, targets, gradients, sizes, scales, layouts, tiles,
+    partials_ptr, starts, predictions, targets, gradients, sizes, scales, weights_ptr, layouts, tiles,
     student_ptr, label_ptr, student_gradient_ptr, rows, views, classes, student_stride, view_stride, label_stride,
     kl_scale,
     KINDS: tl.constexpr, KL: tl.constexpr, TEACHER: tl.constexpr, KL_GRADIENT: tl.constexpr, VIEWS: tl.constexpr,
-    TILE: tl.constexpr, CLASSES: tl.constexpr,
+    TILE: tl.constexpr, CLASSES: tl.constexpr, STORED: tl.constexpr,
 ):  # fmt: skip
     """One partial sum a program: first the rows of the divergence, then the pairs in chunks of tiles * TILE bytes.
 
     partials_ptr: [programs], fp32.
     starts, predictions, targets, gradients, sizes, scales: tuples, one entry a pair: its first program, three
-        addresses, its number of elements, and the size of its gradient's values.
+        addresses, its number of elements, and the size of its gradient's values; STORED: the place of its weight.
+    weights_ptr: [pairs of the call + 1], fp64, the divergence's last; read where STORED.
     layouts: (n1, n2, n3, p0..p3, t0..t3) of each pair of a strided kind; these pairs come first.
     student_ptr, label_ptr, student_gradient_ptr: as in `_kl_row`.
+    kl_scale: the divergence's weight for each row; STORED: the place of its weight.
     KINDS: of each kind LO, HI, the dtypes of prediction and target, strided, aligned, gradient, wide; see `_Kind`.
     """
     program = tl.program_id(0)
     if KL:
         if program < rows:
+            if STORED:
+                row_scale = (tl.load(weights_ptr + kl_scale) / tl.cast(rows, tl.float64)).to(tl.float32)
+            else:
+                row_scale = kl_scale
             value = _kl_row(
                 program, student_ptr, label_ptr, student_gradient_ptr, views, classes, student_stride, view_stride,
-                label_stride, kl_scale, TEACHER, KL_GRADIENT, VIEWS, CLASSES,
+                label_stride, row_scale, TEACHER, KL_GRADIENT, VIEWS, CLASSES,
             )  # fmt: skip
             tl.store(partials_ptr + program, value)
     chunk = program.to(tl.int64) - rows
@@ -351,17 +362,17 @@ def _forward_kernel(
         end = tl.cast(starts[KINDS[kind][1]], tl.int64)
         if (chunk >= lowest) & (chunk < end):
             value = _l1_kind(
-                chunk, starts, predictions, targets, gradients, sizes, scales, layouts, tiles,
+                chunk, starts, predictions, targets, gradients, sizes, scales, weights_ptr, layouts, tiles,
                 KINDS[kind][0], KINDS[kind][1], KINDS[kind][2], KINDS[kind][3], KINDS[kind][4], KINDS[kind][5],
-                KINDS[kind][6], KINDS[kind][7], TILE,
+                KINDS[kind][6], KINDS[kind][7], TILE, STORED,
             )  # fmt: skip
             tl.store(partials_ptr + program, value)
 
 
-@triton.jit(do_not_specialize=["firsts", "counts", "sizes", "longest"])
+@triton.jit(do_not_specialize=["firsts", "counts", "sizes", "weights", "longest"])
 def _reduce_kernel(
-    partials_ptr, terms_ptr, total_ptr, firsts, counts, sizes, weights, longest,
-    TERMS: tl.constexpr, ROWS: tl.constexpr, MORE: tl.constexpr, PARTIALS: tl.constexpr,
+    partials_ptr, terms_ptr, total_ptr, firsts, counts, sizes, weights, weights_ptr, longest,
+    TERMS: tl.constexpr, ROWS: tl.constexpr, MORE: tl.constexpr, PARTIALS: tl.constexpr, STORED: tl.constexpr,
 ):  # fmt: skip
     """Terms and total from the partial sums, in one program and a fixed order.
 
@@ -369,7 +380,8 @@ def _reduce_kernel(
     terms_ptr: [TERMS], fp32.
     total_ptr: [], fp32; it already holds the total of earlier terms where MORE.
     firsts, counts, sizes, weights: tuples, one entry a term: its first partial sum, their number, what divides their
-        sum, its weight.
+        sum, its weight; STORED: the place of its weight.
+    weights_ptr: as in `_forward_kernel`.
     longest: the largest count.
     ROWS: TERMS rounded up to a power of two.
     """
@@ -382,7 +394,11 @@ def _reduce_kernel(
         first = tl.where(term == i, tl.cast(firsts[i], tl.int64), first)
         count = tl.where(term == i, tl.cast(counts[i], tl.int64), count)
         size = tl.where(term == i, tl.cast(sizes[i], tl.float64), size)
-        weight = tl.where(term == i, tl.cast(weights[i], tl.float64), weight)
+        if STORED:  # through fp32, in which the launch passes a weight
+            own = tl.load(weights_ptr + weights[i]).to(tl.float32)
+        else:
+            own = weights[i]
+        weight = tl.where(term == i, tl.cast(own, tl.float64), weight)
     sums = tl.zeros((ROWS, PARTIALS), tl.float64)
     lane = tl.arange(0, PARTIALS)[None, :]
     for k in range(0, longest, PARTIALS):
@@ -474,7 +490,7 @@ class _Pair:
     target: of the prediction's shape.
     gradient: of the prediction's shape, to be written; None: not wanted.
     layout: (n1, n2, n3, p0..p3, t0..t3), see `_l1_strided`.
-    weight: of its term in the total.
+    weight: of its term in the total; where weights are on the device, its place among them.
     """
 
     term: int
@@ -489,6 +505,11 @@ class _Pair:
     def size(self) -> int:
         """Number of elements."""
         return self.prediction.numel()
+
+    @property
+    def scale(self) -> float:
+        """Size of the gradient's values; fp16 keeps their signs alone."""
+        return 1.0 if self.prediction.dtype == torch.float16 else self.weight / self.size
 
 
 def _layout(lead: Tensor, prediction: Tensor, target: Tensor) -> list[tuple[int, int, int]]:
@@ -552,7 +573,7 @@ class _Divergence:
     student: logits [N, K].
     label: the teacher's logits [V, N, K], or probabilities [N, K].
     gradient: [N, K], contiguous, to be written; None: not wanted.
-    weight: of the divergence in the total.
+    weight: of the divergence in the total; where weights are on the device, its place among them.
     """
 
     student: Tensor
@@ -566,7 +587,14 @@ class _Divergence:
         return self.label.shape[0] if self.label.ndim == 3 else 1
 
 
-def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, total: Tensor, more: bool) -> None:
+def _launch_group(
+    pairs: list[_Pair],
+    kl: _Divergence | None,
+    terms: Tensor,
+    total: Tensor,
+    more: bool,
+    weights: Tensor | None = None,
+) -> None:
     """Fill the gradients, the terms and the total of up to PAIRS_A_LAUNCH pairs.
 
     Args:
@@ -575,6 +603,7 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
         terms: [pairs, then the divergence], to be written.
         total: [], to be written.
         more: total holds that of earlier groups, to be added to.
+        weights: those of the whole call on the device, fp64; None: pairs and kl have theirs.
     """
     order = sorted(pairs, key=lambda pair: pair.kind.order())
     lengths = [TILE // pair.prediction.itemsize for pair in order]
@@ -589,6 +618,9 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
     rows, classes = kl.student.shape if kl else (0, 0)
     partials = terms.new_empty(rows + starts[-1])
     student = label = student_gradient = partials  # without a divergence: addresses that nothing reads
+    stored = weights is not None
+    if weights is None:
+        weights = partials  # that nothing reads either
     strides = (0, 0, 0)
     if kl:
         student, label = _rows(kl.student), _rows(kl.label)
@@ -601,7 +633,8 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
         tuple(pair.target.data_ptr() for pair in order),
         tuple(0 if pair.gradient is None else pair.gradient.data_ptr() for pair in order),
         tuple(pair.size for pair in order),
-        tuple(1.0 if pair.prediction.dtype == torch.float16 else pair.weight / pair.size for pair in order),
+        tuple(pair.weight if stored else pair.scale for pair in order),
+        weights,
         tuple(pair.layout for pair in order if pair.kind.strided),
         tiles,
         student,
@@ -611,7 +644,7 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
         kl.views if kl else 0,
         classes,
         *strides,
-        kl.weight / rows if kl else 0.0,
+        (kl.weight if stored else kl.weight / rows) if kl else 0.0,
         KINDS=kinds,
         KL=kl is not None,
         TEACHER=kl is not None and kl.label.ndim == 3,
@@ -619,6 +652,7 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
         VIEWS=triton.next_power_of_2(kl.views) if kl else 1,
         TILE=TILE,
         CLASSES=min(CLASSES, triton.next_power_of_2(classes)) if kl else 1,
+        STORED=stored,
         num_warps=4,
         maxnreg=128,  # without it ptxas for sm_100 spills to keep to 64 registers
     )
@@ -628,7 +662,7 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
         for pair, start, end in zip(order, starts[:-1], starts[1:], strict=True)
     }
     columns = [ranges[pair.term] for pair in pairs] + ([(0, rows, rows, kl.weight)] if kl else [])
-    firsts, counts, sizes, weights = zip(*columns, strict=True)
+    firsts, counts, sizes, own = zip(*columns, strict=True)
     _reduce_kernel[(1,)](
         partials,
         terms,
@@ -636,12 +670,14 @@ def _launch_group(pairs: list[_Pair], kl: _Divergence | None, terms: Tensor, tot
         firsts,
         counts,
         sizes,
+        own,
         weights,
         max(counts),
         TERMS=len(columns),
         ROWS=triton.next_power_of_2(len(columns)),
         MORE=more,
         PARTIALS=PARTIALS,
+        STORED=stored,
         num_warps=8,
     )
 
@@ -693,23 +729,25 @@ def _l1_kl(
     student_logits: Tensor | None,
     label: Tensor | None,
     needs: Sequence[bool],
+    stored: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Launch the forward kernels.
 
     Args:
         predictions: one a pair, any shapes.
         targets: of the predictions' shapes.
-        weights: [pairs + 1], fp64 on the CPU, the divergence's last. Were they numbers, torch.compile would take them
-            for constants, and compile anew in every iteration in which one grows.
+        weights: [pairs + 1], fp64, the divergence's last; on the CPU unless `stored`. Were they numbers, torch.compile
+            would take them for constants, and compile anew in every iteration in which one grows.
         student_logits: [N, K], or None: no divergence.
         label: the teacher's logits [V, N, K], or probabilities [N, K]; None without student_logits.
         needs: [pairs + 1]: whether each prediction, and then the student, needs its gradient.
+        stored: the weights are on the predictions' device, and only there.
 
     Returns:
         total [], terms [pairs, and one more with student_logits], and the gradients that are needed, for an incoming
         gradient of 1; the backward pass takes them over.
     """
-    *factors, kl_weight = weights.tolist()
+    *factors, kl_weight = range(len(predictions) + 1) if stored else weights.tolist()
     gradients = _gradients(predictions, student_logits, needs)
     ready = iter(gradients)
     pairs = [
@@ -725,7 +763,7 @@ def _l1_kl(
         for i in range(0, max(1, len(pairs)), PAIRS_A_LAUNCH):
             group = pairs[i : i + PAIRS_A_LAUNCH]
             last = i + PAIRS_A_LAUNCH >= len(pairs)
-            _launch_group(group, kl if last else None, terms[i:], total, more=i > 0)
+            _launch_group(group, kl if last else None, terms[i:], total, i > 0, weights if stored else None)
     return total, terms, gradients
 
 
@@ -747,13 +785,14 @@ def _(
     student_logits: Tensor | None,
     label: Any,
     needs: list[bool],
+    stored: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     terms = len(predictions) + (student_logits is not None)
     return *_results(_some(predictions, student_logits), terms), _gradients(predictions, student_logits, needs)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
-    predictions, _, weights, _, _, needs = inputs
+    predictions, _, weights, _, _, needs, _ = inputs
     _, terms, gradients = output
     ctx.needs = needs
     # What each gradient is still to be multiplied and divided by: the index of its weight, and its size. None: nothing.
@@ -772,7 +811,7 @@ def _backward(ctx: Any, grad_total: Tensor | None, _grad_terms: Any, _grad_gradi
     weights, *gradients = ctx.saved_tensors
     if grad_total is not None and gradients:
         if type(gradients[0]) is Tensor:
-            units = weights.tolist()
+            units = weights.tolist() if any(ctx.rest) else ()
             _scale(gradients, [1.0 if rest is None else units[rest[0]] / rest[1] for rest in ctx.rest], grad_total)
             # The kernel wrote in place, which PyTorch does not see. Told of it, PyTorch raises its error of modified
             # tensors when the graph is passed a second time.
@@ -783,7 +822,7 @@ def _backward(ctx: Any, grad_total: Tensor | None, _grad_terms: Any, _grad_gradi
         ready = iter(gradients)
         predictions = [next(ready) if need else None for need in ctx.needs[:-1]]
         student = next(ready) if ctx.needs[-1] else None
-    return predictions, [None] * len(predictions), None, student, None, None
+    return predictions, [None] * len(predictions), None, student, None, None, None
 
 
 _l1_kl.register_autograd(_backward, setup_context=_setup_context)
@@ -794,10 +833,10 @@ _l1_kl.register_autograd(_backward, setup_context=_setup_context)
 
 def l1_kl_loss(
     pairs: Pairs,
-    weights: Sequence[float],
+    weights: Sequence[float | Tensor],
     student_logits: Tensor | None = None,
     teacher_logits: Tensor | None = None,
-    kl_weight: float = 0.0,
+    kl_weight: float | Tensor = 0.0,
     *,
     labels: Tensor | None = None,
     impl: str = "auto",
@@ -811,17 +850,18 @@ def l1_kl_loss(
     Args:
         pairs: (prediction, target), each pair of one shape; fp32, bf16 or fp16, mixed as they come; any strides.
             Nothing is copied, unless the two lie so differently that more than four dimensions remain after merging.
-        weights: one number a pair.
+        weights: one number a pair, or a scalar tensor on the pairs' device, fp64, whose value is read there when the
+            kernels run, and by nobody before. Its own gradient is that of the eager path alone.
         student_logits: [N, K], or None: no divergence.
         teacher_logits: [V, N, K]: V views of the images, whose softmaxes are averaged to the soft label.
         kl_weight: weight of the divergence. Two streams, each with its mean over N rows, are one concatenated call with
-            the weight doubled (and half the term's value).
+            the weight doubled (and half the term's value). Also as a tensor.
         labels: [N, K], ready probabilities in place of teacher_logits, for labels of another style than the soft one.
         impl: "triton", "eager", or "auto": Triton on a GPU wherever the kernel applies, else eager, the reason in
             `fallbacks`.
 
     Returns:
-        total: scalar, fp32 (eagerly fp64 if any input is).
+        total: scalar, fp32 (eagerly fp64 if any input or weight is).
         terms: [pairs, and one more with student_logits], of total's dtype, detached: each term before its weight, the
             divergence last.
 
@@ -830,7 +870,11 @@ def l1_kl_loss(
             unknown impl, or "triton" where it does not apply.
     """
     inputs = _check(pairs, weights, student_logits, teacher_logits, labels)
-    if not takes_triton("l1_kl_loss", impl, inputs):
+    factors = [*weights, kl_weight]
+    stored = any(isinstance(factor, Tensor) for factor in factors)
+    # Gradients of fp16 get their weights in the backward pass, as arguments of the launch.
+    halves = stored and any(p.dtype == torch.float16 for p, _ in pairs)
+    if not takes_triton("l1_kl_loss", impl, inputs, "fp16 with weights on the device" if halves else None):
         return l1_kl_eager(pairs, weights, student_logits, teacher_logits, labels, kl_weight)
     if student_logits is not None and student_logits.dtype == torch.float16:
         student_logits = student_logits.float()  # its gradient without a loss scale is too small for fp16
@@ -842,17 +886,25 @@ def l1_kl_loss(
     total, terms, _ = _l1_kl(
         predictions,
         [t.detach() for _, t in pairs],
-        torch.tensor([*weights, kl_weight], dtype=torch.float64),
+        _stacked(factors, inputs[0]) if stored else torch.tensor(factors, dtype=torch.float64),
         student_logits,
         None if label is None else label.detach(),
         needs,
+        stored,
     )
     return total, terms
 
 
+def _stacked(factors: Sequence[float | Tensor], some: Tensor) -> Tensor:
+    """Numbers and scalar tensors as one tensor on the device of `some`; nothing waits, and nothing is sent there."""
+    return torch.stack(
+        [f.detach() if isinstance(f, Tensor) else some.new_full((), f, dtype=torch.float64) for f in factors]
+    )
+
+
 def _check(
     pairs: Pairs,
-    weights: Sequence[float],
+    weights: Sequence[float | Tensor],
     student_logits: Tensor | None,
     teacher_logits: Tensor | None,
     labels: Tensor | None,

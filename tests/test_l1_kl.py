@@ -201,12 +201,14 @@ CONFIGURATIONS = {
     "bf16 codes and logits": functools.partial(step, F32, F32, B16, B16),
     "bf16": functools.partial(step, B16, B16, B16, B16),
     "fp16 codes and logits": functools.partial(step, F32, F32, F16, F16),
+    "bf16, weights on the device": functools.partial(step, B16, B16, B16, B16),
     "bf16, ready labels": lambda: one_pair(
         made(2, 3, 64, 32, dtype=B16), made(2, 3, 64, 32, dtype=B16), labels=made(2, 751)
     ),
     "bf16, unaligned": lambda: one_pair(unaligned(B16), unaligned(B16)),
     "bf16, samples far apart": lambda: one_pair(far_apart(B16), made(2, 3, 64, 32, dtype=F32)),
 }
+STORED = {"bf16, weights on the device"}
 SCALAR = {"bf16, unaligned", "bf16, samples far apart"}  # accessed value by value
 
 
@@ -226,7 +228,12 @@ def compiled_rows(l1_kl, capability, name):
         needs = [p.requires_grad for p, _ in pairs] + [student.requires_grad]
         inputs = [p.detach() for p, _ in pairs], [t.detach() for _, t in pairs]
         *_, gradients = l1_kl._l1_kl(
-            *inputs, torch.tensor([*weights, kl_weight]), student.detach(), teacher.detach(), needs
+            *inputs,
+            torch.tensor([*weights, kl_weight], dtype=torch.float64),
+            student.detach(),
+            teacher.detach(),
+            needs,
+            name in STORED,
         )
         if gradients:
             l1_kl._scale(gradients, [1.0] * len(gradients), torch.ones(()))

@@ -70,7 +70,10 @@ def test_normalisations_are_launched_where_their_tensors_are(driver, per_sample)
     assert driver.current == 0
 
 
-def test_the_loss_is_launched_where_its_tensors_are(driver, monkeypatch):
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_loss_is_launched_where_its_tensors_are(driver, monkeypatch, stored):
+    """Weights that lie on the device are not asked for: tensors without memory have no values."""
+
     class Kernel:
         def __getitem__(self, grid):
             return lambda *_, **__: driver.launched()
@@ -80,7 +83,8 @@ def test_the_loss_is_launched_where_its_tensors_are(driver, monkeypatch):
     monkeypatch.setattr(torch._subclasses.FakeTensor, "data_ptr", lambda self: 0)
     with FakeTensorMode():
         x = torch.empty((2, 3, 8, 8), device="cuda:1")
-        _l1_kl._init_fn([x], [x], np.zeros(2), None, None, [False, False])
+        weights = torch.empty(2, dtype=torch.float64, device="cuda:1") if stored else np.zeros(2)
+        _l1_kl._init_fn([x], [x], weights, None, None, [False, False], stored)
     assert driver.events == [("launch", 1)] * 2
 
 

@@ -1,6 +1,7 @@
 """One update of a stage: parts of a batch, clipped gradients, activations computed again, compiled networks, no hidden
 waiting."""
 
+import copy
 import dataclasses
 from collections import Counter
 
@@ -120,6 +121,23 @@ def test_a_resumed_run_may_change_the_optimisers_settings(tmp_path):
         assert all(group["weight_decay"] == 0.2 for group in optimizer.param_groups)
         assert len(optimizer.state) == len(first.optimizers[name].state) > 0
     assert second.optimizers["generator"].param_groups[0]["betas"] == (0.5, 0.999)
+
+
+def test_torch_goes_on_where_apex_stopped(tmp_path):
+    """Whose Adam counts the steps of a whole group; torch's counts those of each parameter."""
+    first, second = stage(tmp_path), stage(tmp_path)
+    first.step(batch(), 5)
+    state = copy.deepcopy(first.state_dict())
+    for name in ("generator", "discriminator"):
+        optimizer = state["optimizers"][name]
+        optimizer["param_groups"][0]["step"] = 1
+        for values in optimizer["state"].values():
+            del values["step"]
+    second.load_state_dict(state)
+    for made in (first, second):
+        made.step(batch(), 6)
+    expected = first.networks.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in second.networks.state_dict().items())
 
 
 @pytest.mark.parametrize("iteration", [5, 6, 7, 8])  # E_s learns from generated images in some, judges them in others

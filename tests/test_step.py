@@ -1,5 +1,7 @@
 """One iteration: who takes gradient, what batching leaves alone, what does not move."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from dgfast.training.step import Weights, discriminator_losses, each, generator_
 from dgfast.training.structure_jitter import jitter_structure
 from tests.tiny import MODEL, SIZE
 
+WEIGHTS = Weights(5.0, 0.3, 0.7, 1.1, 2.1, 1.0, 0.9, 0.5, 1.3, 1.7, 0.2, 0.01, 0.8, 0.6, 15.0)
 ON = Weights(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.01)
 CLASSES = 5
 
@@ -114,6 +117,34 @@ def test_running_statistics_are_those_of_real_images(setting):
             expected = found
     torch.testing.assert_close(found, expected)
     assert expected.abs().sum() > 0
+
+
+@pytest.mark.parametrize("structure_learns", [True, False])
+@pytest.mark.parametrize("zero", [[], ["structure_code", "cycle", "teacher"], ["cycle", "primary", "r1"]])
+def test_weights_on_the_device_give_the_same_step(setting, structure_learns, zero):
+    """What weighs nothing is left away likewise; gradients are equal to the bit, since products are formed in fp64."""
+    networks, teacher, batch = setting
+    networks.eval()
+    numbers = replace(WEIGHTS, **dict.fromkeys(zero, 0.0))
+    memory = {name: torch.tensor(value, dtype=torch.float64) for name, value in vars(numbers).items() if value}
+    found = []
+    for weights in (numbers, replace(numbers, **memory)):
+        networks.zero_grad()
+        made = translate(networks, batch)
+        d = discriminator_losses(networks, batch, made, weights)
+        d["total"].backward()
+        g = generator_losses(
+            networks, teacher, batch, made, weights, structure_learns=structure_learns, batch_statistics=False
+        )
+        g["total"].backward()
+        found.append(([d, g], [p.grad for p in networks.parameters()]))
+    (losses, gradients), (of_tensors, gradients_of_tensors) = found
+    for expected, values in zip(losses, of_tensors, strict=True):
+        assert list(values) == list(expected)
+        for name in expected:
+            torch.testing.assert_close(values[name].float(), expected[name], rtol=1e-6, atol=0, msg=name)
+    for a, b in zip(gradients_of_tensors, gradients, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_decoder_norms_are_per_sample(setting):

@@ -1,4 +1,4 @@
-"""Ten checks that show whether everything works on a GPU, and how fast.
+"""Eleven checks that show whether everything works on a GPU, and how fast.
 
     python -m bench.campaign --part all --out DIR
 

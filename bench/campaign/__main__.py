@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     calls = "; ".join(" ".join(map(str, call)) for call in CALLS)
     parser = argparse.ArgumentParser(
         "python -m bench.campaign",
-        description="Ten checks of everything that needs a GPU.",
+        description="Eleven checks of everything that needs a GPU.",
         epilog=f"Parts that fit into ten minutes together: {calls}. The exit status is 1 where a verdict is bad.",
     )
     what = parser.add_mutually_exclusive_group(required=True)

@@ -1,11 +1,14 @@
-"""The ten parts. Each takes a record and notes in it what it finds; an exception, too, makes the verdict bad.
+"""The eleven parts. Each takes a record and notes in it what it finds; an exception, too, makes the verdict bad.
 
 They put together what bench/ and tests/ have: the shapes of the compiler's tables, the cases that the kernels pass in
 Triton's interpreter, the step's restatement, the benchmarks. In a dry run the same code takes fewer and smaller cases
 on the CPU.
 """
 
+import copy
 import dataclasses
+import functools
+import itertools
 import json
 import math
 import multiprocessing
@@ -39,6 +42,7 @@ from dgfast import _rerank
 from dgfast.config import PRESETS, Config, ModelConfig, OptimConfig
 from dgfast.data import Record as Image
 from dgfast.data import ReidData, denormalise
+from dgfast.data.batches import PairBatch
 from dgfast.models import DGNet, Teacher
 from dgfast.models.dgnet import make_teacher
 from dgfast.models.layers import kaiming_fan_in
@@ -48,11 +52,13 @@ from dgfast.retrieval import RankedHits, nearest, rerank, rerank_blocks, rerank_
 from dgfast.retrieval.features import dgnet_halves, mirrored
 from dgfast.retrieval.reranking import Reranking, _Job
 from dgfast.training.distributed import Workers
+from dgfast.training.graphs import CudaGraphs, Recorder
 from dgfast.training.precision import MixedPrecision
 from dgfast.training.samples import sample_grid
 from dgfast.training.stages import STRUCTURE_LEARNS, DGNetStage
 from dgfast.training.step import weights_at
 from tests import test_aot, tiny
+from tests.captured import Tapes
 from tests.interpreted import l1_kl_cases
 from tests.interpreted.adain_cases import TOLERANCE
 from tests.test_lean_step import errors, lean
@@ -257,14 +263,13 @@ def _config(size: Size, **optim: Any) -> Config:
 
 def _stage(
     size: Size, precision: str = "fp32", workers: Workers | None = None, change: Callable[[Any], Any] | None = None,
-    **optim: Any,
+    recorder: Callable[[], Recorder] | None = None, **optim: Any,
 ) -> DGNetStage:  # fmt: skip
     """DG-Net's stage as a run has it; `change` is applied to the networks before."""
     networks, teacher = _networks(size, DEVICE)
     formats = MixedPrecision(precision, DEVICE, tf32=False)
-    return DGNetStage(
-        change(networks) if change else networks, teacher, _config(size, **optim), workers or Workers(), formats
-    )
+    networks = change(networks) if change else networks
+    return DGNetStage(networks, teacher, _config(size, **optim), workers or Workers(), formats, recorder)
 
 
 def whole_step(record: Record) -> None:
@@ -688,3 +693,92 @@ def distributed(record: Record) -> None:
         record.holds("rows are gathered", torch.equal(workers.gather(torch.eye(2)), torch.eye(2)))
     finally:
         dist.destroy_process_group()
+
+
+# --- 11: captured iterations
+
+# What asks the driver for work of the device, as torch's profiler names it.
+_DRIVER = re.compile(r"cu(da)?(LaunchKernel|GraphLaunch|Memcpy|Memset).*")
+
+
+def captured(record: Record) -> None:
+    """Replays against iterations that the host launches: time, calls, memory; losses, E_a's update, random draws.
+
+    Graphs are captured early in the warm-up. They are compared later in it, when weights have grown, and behind the
+    first milestone, when learning rates have fallen.
+    """
+    size = _size(record, samples=8)
+    batch = made_up(size.samples, size.image, DEVICE)
+    recorder = functools.partial(CudaGraphs, DEVICE) if ON_GPU else Tapes
+    plain = _timed_stage(record, "launched", size, batch, None)
+    made = _timed_stage(record, "captured", size, batch, recorder)
+    config = plain.config
+    for at, name in ((config.loss.warmup_start + 3000, "grown weights"), (config.optim.milestones[0], "fallen rates")):
+        for learns in (True, False):
+            iteration = next(i for i in itertools.count(at) if _learns(config.run.seed, i) == learns)
+            plain.load_state_dict(copy.deepcopy(made.state_dict()))
+            before = _flat(plain.networks.appearance)
+            expected, seen = plain.step(batch, iteration), made.step(batch, iteration)
+            moved, expected_move = (_flat(stage.networks.appearance) - before for stage in (made, plain))
+            side = f"{name}, E_s {'learns' if learns else 'judges'}"
+            record.check(f"{side}: losses", _loss_error(seen, expected), 1e-3)
+            off = (moved - expected_move).norm() / expected_move.norm()
+            record.check(f"{side}: E_a's update", float(off), 2e-2)
+    _check_draws(record, recorder())
+
+
+def _timed_stage(
+    record: Record, way: str, size: Size, batch: PairBatch, recorder: Callable[[], Recorder] | None
+) -> DGNetStage:
+    """A stage whose iterations have been captured if they are to be; their time, calls of the driver and memory."""
+    beside = torch.cuda.memory_allocated() if ON_GPU else 0
+    # Statistics of a small batch would turn rounding into anything (`whole_step`), so updates are compared without.
+    stage = _stage(size, "bf16", recorder=recorder, batch_norm="frozen")
+    seed, iterations = stage.config.run.seed, itertools.count(stage.config.loss.warmup_start + 500)
+    sides: set[bool] = set()
+    while len(sides) < 2 or (stage.captured is not None and stage.captured.graphs < 2):
+        iteration = next(iterations)
+        stage.step(batch, iteration)
+        sides.add(_learns(seed, iteration))
+    if ON_GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    number = 2 if record.dry_run else 20
+    record.figure(f"ms, {way}", _milliseconds(lambda: stage.step(batch, next(iterations)), number))
+    if not ON_GPU:
+        record.left_out(f"calls of the driver and memory, {way}: they need a GPU")
+        return stage
+    # What is reserved, since between replays the allocator counts none of the graphs' memory as used.
+    record.figure(f"peak GiB, {way}", (torch.cuda.max_memory_reserved() - beside) / 2**30)
+    with torch.profiler.profile(acc_events=True) as profile:
+        stage.step(batch, next(iterations))
+        _wait()
+    calls = sum(event.count for event in profile.key_averages() if _DRIVER.fullmatch(event.key))
+    record.figure(f"launches, {way}", calls)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(4):
+            seen = stage.step(batch, next(iterations))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    record.holds(f"iterations wait for nothing, {way}", bool(seen["g/total"].isfinite()), "not finite")
+    return stage
+
+
+def _check_draws(record: Record, recorder: Recorder) -> None:
+    """A replay must draw what its seed says, or a resumed run would not be an uninterrupted one."""
+    place = torch.zeros(2, 1000, device=DEVICE)
+
+    def draw() -> None:
+        place[0] = torch.rand(1000, device=DEVICE)
+        place[1] = F.dropout(torch.ones(1000, device=DEVICE), 0.5)
+
+    recorder.aside(draw)
+    replay = recorder.capture(draw)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        replay()
+        found = place.clone()
+        torch.manual_seed(seed)
+        draw()
+        record.holds(f"a replay draws what seed {seed} says", torch.equal(found, place))

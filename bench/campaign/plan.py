@@ -115,7 +115,19 @@ PARTS = (
         },
     ),
     Part(10, "one process with DistributedDataParallel and SyncBatchNorm forced", "distributed", 15, 60, {}),
+    Part(
+        11,
+        "iterations captured as CUDA graphs against the same ones launched by the host",
+        "captured",
+        90,
+        300,
+        {
+            f"{key}, {way}": f"step, bf16, batch 8, {words}: {what}"
+            for way, words in (("launched", "launched by the host"), ("captured", "captured"))
+            for key, what in (("ms", "ms"), ("launches", "calls of the driver"), ("peak GiB", "peak, GiB"))
+        },
+    ),
 )
 # A call of ten minutes each: the limits of its parts add up to less.
-CALLS = ((1, 2, 3, 4, 5), (6, 7), (8, 9, 10))
+CALLS = ((1, 2, 3, 4, 5), (6, 7), (8, 9, 10), (11,))
 CALL_SECONDS = 600

@@ -22,7 +22,9 @@ _ELSEWHERE = {
     "data": ("loader", "loader_workers", "prefetch", "cache"),
     "teaching": ("teacher",),
     "run": tuple(
-        f.name for f in dataclasses.fields(RunConfig) if f.name not in ("seed", "precision", "tf32", "compile")
+        f.name
+        for f in dataclasses.fields(RunConfig)
+        if f.name not in ("seed", "precision", "tf32", "compile", "cuda_graphs")
     ),
 }
 _DEFAULTS = {"data": DataConfig(), "teaching": TeacherConfig(), "run": RunConfig()}

@@ -42,7 +42,7 @@ class Measurement:
     """Iterations that are timed."""
     warmup_steps: Count = 2
     """Iterations before them that are not timed; one more follows, in which operations are counted. With --compile at
-    least 8."""
+    least 8, with --cuda-graphs 20."""
     real_data: bool = False
     """Load images, from --data-root or the built-in pedestrians; implied by --data-root."""
     peak_tflops: Annotated[float, Between(0, 1_000_000_000, without=0)] | None = None

@@ -4,7 +4,8 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from dgfast.config import OptimConfig, TeacherConfig
@@ -45,7 +46,8 @@ class Schedule:
     def __init__(self, optimizer: Optimizer, milestones: Sequence[int]):
         self.optimizer = optimizer
         self.milestones = milestones
-        self.first = [group["lr"] for group in optimizer.param_groups]
+        self.factor = 1.0
+        self.first = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set(self, iteration: int) -> None:
         """Give the optimiser the rates of an iteration; called before its step.
@@ -55,37 +57,45 @@ class Schedule:
         """
         factor = decay(iteration, self.milestones)
         for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
-            group["lr"] = rate * factor
+            if not isinstance(group["lr"], Tensor):
+                group["lr"] = rate * factor
+            elif factor != self.factor:
+                group["lr"].fill_(rate * factor)
+        self.factor = factor
 
 
-def generator_optimizer(networks: DGNet, config: OptimConfig) -> Optimizer:
+def generator_optimizer(networks: DGNet, config: OptimConfig, captured: bool = False) -> Optimizer:
     """Adam for E_s and G.
 
     Args:
         networks: on their device.
         config: rate, momentum and weight decay.
+        captured: whether steps are captured as CUDA graphs; the rates are then numbers on the device, in fp32.
     """
-    return _adam([*networks.structure.parameters(), *networks.decoder.parameters()], config.generator_lr, config)
+    parameters = [*networks.structure.parameters(), *networks.decoder.parameters()]
+    return _adam(parameters, config.generator_lr, config, captured)
 
 
-def discriminator_optimizer(networks: DGNet, config: OptimConfig) -> Optimizer:
+def discriminator_optimizer(networks: DGNet, config: OptimConfig, captured: bool = False) -> Optimizer:
     """Adam for D.
 
     Args:
         networks: on their device.
         config: rate, momentum and weight decay.
+        captured: as in `generator_optimizer`.
     """
-    return _adam(networks.discriminator.parameters(), config.discriminator_lr, config)
+    return _adam(networks.discriminator.parameters(), config.discriminator_lr, config, captured)
 
 
-def appearance_optimizer(networks: DGNet, config: OptimConfig) -> Optimizer:
+def appearance_optimizer(networks: DGNet, config: OptimConfig, captured: bool = False) -> Optimizer:
     """SGD for E_a: the backbone slower than the heads.
 
     Args:
         networks: on their device.
         config: rates and weight decay.
+        captured: as in `generator_optimizer`.
     """
-    return _sgd(networks.appearance, config.backbone_lr, config.head_lr, config.weight_decay)
+    return _sgd(networks.appearance, config.backbone_lr, config.head_lr, config.weight_decay, captured)
 
 
 def teacher_optimizer(teacher: Teacher, config: TeacherConfig, weight_decay: float) -> Optimizer:
@@ -107,9 +117,14 @@ def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
         state: what `state_dict` gave.
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    if isinstance(optimizer, Adam):
+        for group in state["param_groups"]:
+            if "step" in group:  # apex counts for all parameters of a group together
+                for number in group["params"]:
+                    state["state"][number].setdefault("step", group["step"])
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
-        # apex counts its steps in the group, and that count belongs to the momenta.
+        # That count of apex belongs to the momenta.
         group.update({name: value for name, value in own.items() if name != "step"})
 
 
@@ -118,9 +133,15 @@ def has_apex() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("apex", "amp_C"))
 
 
-def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig) -> Optimizer:
+def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig, captured: bool) -> Optimizer:
     parameters = list(parameters)
     betas = (config.adam_beta1, 0.999)
+    if captured:
+        lr = _on_device(rate, parameters[0])
+        made = Adam(parameters, lr, betas=betas, weight_decay=config.weight_decay, fused=True, capturable=True)
+        # The first steps are not captured, and torch would warn that they are slower, which fused ones are not.
+        made._warned_capturable_if_run_uncaptured = True
+        return made
     if parameters[0].is_cuda and has_apex():
         from apex.optimizers import FusedAdam
 
@@ -129,12 +150,23 @@ def _adam(parameters: Iterable[nn.Parameter], rate: float, config: OptimConfig) 
 
 
 def _sgd(
-    network: AppearanceEncoder | Teacher, backbone_rate: float, head_rate: float, weight_decay: float
+    network: AppearanceEncoder | Teacher,
+    backbone_rate: float,
+    head_rate: float,
+    weight_decay: float,
+    captured: bool = False,
 ) -> Optimizer:
     backbone = list(network.backbone.parameters())
     inside = set(backbone)
     heads = [p for p in network.parameters() if p not in inside]
-    groups = [{"params": backbone, "lr": backbone_rate}, {"params": heads, "lr": head_rate}]
+    groups: list[dict[str, Any]] = [
+        {"params": backbone, "lr": backbone_rate},
+        {"params": heads, "lr": head_rate},
+    ]
+    if captured:  # fused, since without it torch brings the rate to the host
+        for group in groups:
+            group["lr"] = _on_device(group["lr"], heads[0])
+        return SGD(groups, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True)
     if heads[0].is_cuda and has_apex():
         from apex.optimizers import FusedSGD
 
@@ -142,3 +174,7 @@ def _sgd(
     # All weights in one call of each operation, with the same bits, but not fused: when fp16's loss scale skips the
     # very first step, torch 2.11's fused SGD keeps an uninitialised momentum.
     return SGD(groups, momentum=0.9, nesterov=True, weight_decay=weight_decay, foreach=True)
+
+
+def _on_device(rate: float, beside: Tensor) -> Tensor:
+    return torch.tensor(rate, dtype=torch.float32, device=beside.device)

@@ -5,6 +5,7 @@ know which one they have.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
@@ -18,6 +19,7 @@ from dgfast.models import DGNet, Teacher
 
 from .distributed import Workers
 from .frozen import counted_together, untracked
+from .graphs import Captured, Recorder
 from .objectives import DiscriminatorObjective, GeneratorObjective, ReconstructionObjective, TeacherObjective
 from .optimizers import (
     Schedule,
@@ -297,6 +299,7 @@ class DGNetStage(_TwoStreams):
         config: the run's settings.
         workers: the processes.
         precision: the run's number formats.
+        recorder: makes what captures iterations, for `--cuda-graphs`; None: they run as they are.
     Source:
         paper, section 3.3.
     """
@@ -305,16 +308,25 @@ class DGNetStage(_TwoStreams):
     seed_bit: ClassVar[int] = 1
     may_stop_early: ClassVar[bool] = True
 
-    def __init__(self, networks: DGNet, teacher: Teacher, config: Config, workers: Workers, precision: MixedPrecision):
+    def __init__(
+        self,
+        networks: DGNet,
+        teacher: Teacher,
+        config: Config,
+        workers: Workers,
+        precision: MixedPrecision,
+        recorder: Callable[[], Recorder] | None = None,
+    ):
         self.networks = networks
         self.teacher = teacher
         self.config = config
         self.precision = precision
         optim = config.optim
+        captured = recorder is not None
         self.optimizers = {
-            "generator": generator_optimizer(networks, optim),
-            "discriminator": discriminator_optimizer(networks, optim),
-            "appearance": appearance_optimizer(networks, optim),
+            "generator": generator_optimizer(networks, optim, captured),
+            "discriminator": discriminator_optimizer(networks, optim, captured),
+            "appearance": appearance_optimizer(networks, optim, captured),
         }
         self.schedules = [Schedule(optimizer, optim.milestones) for optimizer in self.optimizers.values()]
         self.update_discriminator = Update(
@@ -333,6 +345,7 @@ class DGNetStage(_TwoStreams):
             parts=optim.accumulate,
             clip=optim.clip_gradient,
         )
+        self.captured = None if recorder is None else Captured(networks, recorder)
 
     @staticmethod
     def batch_unit(config: Config) -> int:
@@ -363,16 +376,23 @@ class DGNetStage(_TwoStreams):
         for schedule in self.schedules:
             schedule.set(iteration)
         weights = weights_at(self.config.loss, iteration)
-        _train_mode(self.networks, self.config.optim.batch_norm == "frozen")
         # The same in all processes: the coin depends on nothing but the run's seed and the iteration.
         structure_learns = random.Random(f"{self.config.run.seed}:{iteration}").random() < STRUCTURE_LEARNS
+        if self.captured is None:
+            found = self._iterate(batch, weights, structure_learns)
+        else:
+            found = self.captured(self._iterate, batch, weights, structure_learns)
+        self.precision.scaler.update()
+        return found
 
+    def _iterate(self, batch: PairBatch, weights: Weights, structure_learns: bool) -> Losses:
+        """An iteration without what only the host does."""
+        _train_mode(self.networks, self.config.optim.batch_norm == "frozen")
         made = self.networks
         learning = made.appearance, made.structure, made.decoder
         frozen = made.appearance, made.structure
         with self.precision.cast_weights(learning, frozen), counted_together(made.appearance):
             d, g = self._update(batch.split(self.config.optim.accumulate), weights, structure_learns)
-        self.precision.scaler.update()
         return {f"d/{name}": loss for name, loss in d.items()} | {f"g/{name}": loss for name, loss in g.items()}
 
     def _update(self, parts: list[PairBatch], weights: Weights, structure_learns: bool) -> tuple[Losses, Losses]:
@@ -427,6 +447,8 @@ class DGNetStage(_TwoStreams):
         Args:
             state: what `state_dict` gave; anything missing or of another shape raises.
         """
+        if self.captured:
+            self.captured.forget()
         self.networks.load_state_dict(state["networks"])
         self.teacher.load_state_dict(state["teacher"])
         for name, optimizer in self.optimizers.items():

@@ -31,28 +31,42 @@ MIDDLE, UNKNOWN = 0.35, 2e-3
 
 Losses = dict[str, Tensor]
 Pair = tuple[Tensor, Tensor]
+Weight = float | Tensor
 Output = TypeVar("Output", bound=tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the objective at one iteration; those that grow from 0 have been grown. LossConfig explains them."""
+    """Weights of the objective at one iteration; those that grow from 0 have been grown. LossConfig explains them.
 
-    image: float  # own codes (equation 1)
-    positive: float  # another image of the identity (equation 2)
-    appearance_code: float  # equation 4
-    structure_code: float  # equation 5
-    cycle: float  # both reconstructed codes
-    identity: float  # real images (equation 3)
-    positive_identity: float  # their positives
-    generated_identity: float  # generated images (equation 6)
-    adversarial: float  # D's judgement (equation 7)
-    teacher: float  # primary and fine-grained learning (equations 8 and 9)
-    fine: float  # share of the fine-grained head
-    r1: float  # penalty on D's gradient
-    primary: float = 1.0  # share of equation 8 within the teacher's weight
-    generated_fine: float = 1.0  # share of equation 9 within the teacher's weight times `fine`
-    change: float = 0.0  # foretelling where clothes change a picture; with --background kept
+    As numbers; or all that are not 0 as scalars on the device, fp64, for a step that is recorded once and run again
+    with other weights. Those that are 0 stay numbers, since what they weigh is not computed (`counts`).
+    """
+
+    image: Weight  # own codes (equation 1)
+    positive: Weight  # another image of the identity (equation 2)
+    appearance_code: Weight  # equation 4
+    structure_code: Weight  # equation 5
+    cycle: Weight  # both reconstructed codes
+    identity: Weight  # real images (equation 3)
+    positive_identity: Weight  # their positives
+    generated_identity: Weight  # generated images (equation 6)
+    adversarial: Weight  # D's judgement (equation 7)
+    teacher: Weight  # primary and fine-grained learning (equations 8 and 9)
+    fine: Weight  # share of the fine-grained head
+    r1: Weight  # penalty on D's gradient
+    primary: Weight = 1.0  # share of equation 8 within the teacher's weight
+    generated_fine: Weight = 1.0  # share of equation 9 within the teacher's weight times `fine`
+    change: Weight = 0.0  # foretelling where clothes change a picture; with --background kept
+
+
+def counts(*weights: Weight) -> bool:
+    """Whether any of these weights is not 0; the device is not asked.
+
+    Args:
+        weights: numbers, or scalars on the device, which are not 0.
+    """
+    return any(isinstance(weight, Tensor) or weight != 0 for weight in weights)
 
 
 def weights_at(config: LossConfig, iteration: int) -> Weights:
@@ -222,12 +236,12 @@ def discriminator_losses(networks: DGNet, batch: PairBatch, made: Translation, w
         paper, section 3.1, equation 7.
     """
     images = torch.cat([batch.a.image, batch.b.image]).requires_grad_()
-    real_maps = networks.discriminator(images, penalised=bool(weights.r1))
+    real_maps = networks.discriminator(images, penalised=counts(weights.r1))
     fakes = torch.cat([made.a.swapped, made.b.swapped]).detach().to(images.dtype)
     fake_maps = networks.discriminator(fakes)
     # One batch holds both streams, so the mean over it is half the sum of the two streams' means.
     real, fake = 2 * losses.real(real_maps), 2 * losses.fake(fake_maps)
-    r1 = 2 * losses.gradient_penalty(real_maps, images) if weights.r1 else real.new_zeros(())
+    r1 = 2 * losses.gradient_penalty(real_maps, images) if counts(weights.r1) else real.new_zeros(())
     return {"real": real, "fake": fake, "r1": r1, "total": real + fake + weights.r1 * r1}
 
 
@@ -276,7 +290,7 @@ def generator_losses(
 
     # Reconstructions: name -> weight, and (found, wanted) of both streams. Each is a mean absolute difference; all are
     # summed in one pass at the end, together with the divergence of the primary head.
-    l1: dict[str, tuple[float, tuple[Pair, Pair]]] = {}
+    l1: dict[str, tuple[Weight, tuple[Pair, Pair]]] = {}
 
     # Of a kept background G's guess at the scene is never seen, so the scene's pixels count little.
     share_a, share_b = (stream.change and networks.cover.emphasis(stream.change.foretold) for stream in made)
@@ -300,7 +314,9 @@ def generator_losses(
         f_a, f_b = f_a.detach(), f_b.detach()
     l1["appearance_code"] = weights.appearance_code, ((f_a, a.f), (f_b, b.f))
 
-    if weights.structure_code or weights.cycle:  # before the warm-up neither counts, and nothing of it is computed
+    if counts(
+        weights.structure_code, weights.cycle
+    ):  # before the warm-up neither counts, and nothing of it is computed
         swapped = torch.cat([x_ab, x_ba])  # in the order of their structures: a's bodies, b's bodies
         if structure_learns:
             s = networks.structure(grey(swapped.detach()))
@@ -308,7 +324,7 @@ def generator_losses(
             s = frozen(networks.structure)(grey(swapped))
         s_a, s_b = s.chunk(2)
         l1["structure_code"] = weights.structure_code, ((s_a, a.s.detach()), (s_b, b.s.detach()))
-        if weights.cycle:
+        if counts(weights.cycle):
             looks = [f_a, f_b]
             if networks.decoder.palette:
                 shown = (x_ba, again_a), (x_ab, again_b)
@@ -338,7 +354,7 @@ def generator_losses(
     # --- Primary and fine-grained learning on generated images (equations 8 and 9): they are data here, E_a learns
     soft: dict[str, Any] = {}
     primary = fine = identity.new_zeros(())
-    if weights.teacher and (weights.primary or weights.generated_fine):
+    if counts(weights.teacher) and counts(weights.primary, weights.generated_fine):
         # In a test E_a meets real images only, so generated ones do not enter its running statistics.
         with untracked(learned):
             student_a, student_b = each(learned, (x_ba.detach(), x_ab.detach()), joint_statistics)

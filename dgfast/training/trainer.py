@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,9 +21,11 @@ from dgfast.models.dgnet import load_model, make_teacher, save_model
 from dgfast.run_directory import MODEL, SAMPLES, TEACHER
 
 from .distributed import Workers
+from .graphs import CudaGraphs, obstacle
 from .loop import run_stage
 from .precision import MixedPrecision
 from .samples import sample_grid, spread
+from .stage_log import say
 from .stages import DGNetStage, ReconstructionStage, Stage, TeacherStage
 from .trackers import NONE
 
@@ -112,7 +115,18 @@ class Trainer:
         if self.config.run.checkpoint_activations:
             networks.structure.recompute = networks.decoder.recompute = True
         self._compile(networks.appearance, networks.structure, networks.decoder)
-        return DGNetStage(networks, teacher.eval().requires_grad_(False), self.config, self.workers, self.precision)
+        recorder = partial(CudaGraphs, self.workers.device) if self._captures() else None
+        teacher.eval().requires_grad_(False)
+        return DGNetStage(networks, teacher, self.config, self.workers, self.precision, recorder)
+
+    def _captures(self) -> bool:
+        """Whether iterations are captured as CUDA graphs; says so where that was asked for and cannot be."""
+        if not self.config.run.cuda_graphs:
+            return False
+        reason = obstacle(self.config, self.workers, self.precision)
+        if reason and self.workers.first:
+            say(f"without CUDA graphs, which --cuda-graphs asks for: {reason}")
+        return reason is None
 
     def _run(self, stage: Stage, iterations: int, picture: Callable[[int], Tensor] | None = None) -> None:
         samples = stage.samples(self.config)

@@ -260,6 +260,33 @@ def test_autocast_changes_nothing():
     torch.testing.assert_close(kernel[1], eager[1])
 
 
+@pytest.mark.parametrize("dtype", [F32, B16])
+def test_weights_on_the_device_give_the_same_bits(dtype, launches):
+    """As a captured step has them: every weight a scalar in memory but one, 0, which is left as a number."""
+    pairs = [(made(2, 3, 9, 5, seed=i, dtype=dtype).requires_grad_(), made(2, 3, 9, 5, seed=i + 40)) for i in range(26)]
+    student, teacher = made(4, 37, seed=8, dtype=dtype).requires_grad_(), made(2, 4, 37, seed=9, dtype=dtype)
+    numbers = [0.0] + [0.1 + i / 7 for i in range(25)]
+    memory = torch.tensor([*numbers, 1.9], dtype=torch.float64)
+    leaves = [*(p for p, _ in pairs), student]
+
+    def found(weights, kl_weight):
+        total, terms = l1_kl_loss(pairs, weights, student, teacher, kl_weight, impl="triton")
+        return total, terms, *torch.autograd.grad(total, leaves)
+
+    for a, b in zip(found([0.0, *memory[1:-1]], memory[-1]), found(numbers, 1.9), strict=True):
+        assert torch.equal(a, b)
+    assert launches == 2 * [*2 * ["_forward_kernel", "_reduce_kernel"], *2 * ["_scale_kernel"]]
+    memory.mul_(2)  # what a replay finds there
+    for a, b in zip(found([0.0, *memory[1:-1]], memory[-1]), found([2 * w for w in numbers], 3.8), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_fp16_takes_no_weights_from_the_device():
+    x = made(5, dtype=F16).requires_grad_()
+    with pytest.raises(ValueError, match="fp16 with weights on the device"):
+        l1_kl_loss([(x, made(5))], [torch.ones((), dtype=torch.float64)], impl="triton")
+
+
 def test_the_operation_keeps_its_contract():
     # Not in fp16, where the backward pass changes, in place, what is an output of this inner operation.
     predictions = [
@@ -270,8 +297,11 @@ def test_the_operation_keeps_its_contract():
     targets = [made(2, 3, 4, 5, seed=1), made(6, seed=2), made(4, seed=3)]
     student, teacher = made(2, 7).requires_grad_(), made(2, 2, 7, seed=1)
     weights = torch.tensor([1.0, 2.0, 3.0, 0.5], dtype=torch.float64)
-    torch.library.opcheck(l1_kl._l1_kl, (predictions, targets, weights, student, teacher, [True, True, False, True]))
-    torch.library.opcheck(l1_kl._l1_kl, ([predictions[2]], [targets[2]], weights[:2], None, None, [False, False]))
+    for stored in (False, True):
+        needs = [True, True, False, True]
+        torch.library.opcheck(l1_kl._l1_kl, (predictions, targets, weights, student, teacher, needs, stored))
+        alone = [predictions[2]], [targets[2]], weights[:2], None, None, [False, False], stored
+        torch.library.opcheck(l1_kl._l1_kl, alone)
 
 
 @pytest.mark.parametrize("dtype", [F32, F16])
