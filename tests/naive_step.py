@@ -125,8 +125,32 @@ def decoder(net, s, f, bodies):
     if colours is None:
         return painted
     around = painted.shape[2] // 40
-    mean = F.avg_pool2d(painted[:, :3], 2 * around + 1, 1, around, count_include_pad=False)
-    return torch.cat([colours + painted[:, :3] - mean, painted[:, 3:]], 1)
+    mean = F.avg_pool2d(painted, 2 * around + 1, 1, around, count_include_pad=False)
+    painted = colours + painted - mean
+    return painted if net.mask is None else torch.cat([painted, mask(net.mask, s)], 1)
+
+
+def mask(net, s):
+    """Where bodies wear clothes, [N, 1, H, W]."""
+    x = s
+    for block in net.upsample:
+        x = padded(block.conv, F.interpolate(x, scale_factor=2), 2)
+        x = lrelu(layer_norm(x, block.gamma, block.beta))
+    return padded(net.to_mask, x, 1)
+
+
+def worn(net, own, strangers, image):
+    """Which pixels [N, H, W] of pictures a person's own palette foretells better than those of strangers."""
+
+    def away(look, x):
+        return (x - plane(lit(net, look, x), x)).abs().mean(1)
+
+    found = []
+    for n in range(len(image)):
+        x, me = image[n : n + 1], [part[n : n + 1] for part in own]
+        others = [[part[k : k + 1] for part in strangers] for k in range(len(strangers[0]))]
+        found.append(sum(torch.tanh((away(other, x) - away(me, x)) / 0.25) for other in others) / len(others))
+    return torch.cat(found).detach()
 
 
 def discriminator(net, images):
@@ -189,8 +213,8 @@ def soft_label(teacher, images, style, clothes, body, confidence):
 
 def cover(change, seen):
     """How far what G paints covers the body's picture: from nothing at a change of 0.09 to all of it at 0.18; where G
-    sees clothes, of 0.02 and 0.06."""
-    faint, full = (0.02, 0.06) if seen else (0.09, 0.18)
+    sees clothes, of 0.03 and 0.1."""
+    faint, full = (0.03, 0.1) if seen else (0.09, 0.18)
     return ((change.detach() - faint) / (full - faint)).clamp(0, 1)
 
 
@@ -255,12 +279,8 @@ def iteration(
         foretold_a, foretold_b = (xp_a[:, 3] + x_ab[:, 3]) / 2, (xp_b[:, 3] + x_ba[:, 3]) / 2
         true_a, true_b = (xp_a - x_ab)[:, :3].abs().mean(1).detach(), (xp_b - x_ba)[:, :3].abs().mean(1).detach()
         if g.palette:
-
-            def better(own, other, image):
-                near, far = ((image - plane(lit(g.palette, x, image), image)).abs().mean(1) for x in (own, other))
-                return (far - near).detach()
-
-            true_a, true_b = better(look_pa, look_b, a.image), better(look_pb, look_a, b.image)
+            true_a = worn(g.palette, look_pa, look_b, a.image)
+            true_b = worn(g.palette, look_pb, look_a, b.image)
         change = ((foretold_a - true_a) ** 2).mean() + ((foretold_b - true_b) ** 2).mean()
         scene = 0.02 if g.palette else 0.2
         share_a, share_b = (

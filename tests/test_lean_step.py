@@ -208,8 +208,11 @@ def test_same_wherever_the_appearance_acts(modulation, background, code_gradient
         torch.nn.init.normal_(p, std=0.1) if p.dim() and not p.any() else None
     if background == "kept":
         with torch.no_grad():
-            networks.decoder.to_rgb.weight[3] *= 0.02
-            networks.decoder.to_rgb.bias[3] = 0.04 if networks.decoder.palette else 0.13
+            foretells, at = networks.decoder.to_rgb, 0.13
+            if networks.decoder.mask:
+                foretells, at = networks.decoder.mask.to_mask, 0.06
+            foretells.weight[-1] *= 0.02
+            foretells.bias[-1] = at
     things = networks, teacher, batch, WEIGHTS["warm"]
     options = {"structure_learns": code_gradient, "appearance_code_gradient": code_gradient}
     found, expected = lean(*things, **options), naive_step.iteration(*things, **options)

@@ -7,8 +7,9 @@ import torch
 
 from dgfast.models import DGNet
 from dgfast.models.dgnet import load_model, save_model
-from dgfast.models.palette import LIGHT, ROW, Palette, details, foretells_better, light
+from dgfast.models.palette import LIGHT, ROW, Palette, details, light, worn
 from dgfast.models.structure import grey
+from dgfast.training.palettes import compare
 from tests.tiny import MODEL, SIZE
 
 SEES = dataclasses.replace(MODEL, modulation="attention", background="kept")
@@ -83,11 +84,14 @@ def test_details_have_no_tone():
     assert details(one)[0, 0, 40, 20] == pytest.approx(24.0) and details(one)[0, 0, 42, 22] == pytest.approx(-1.0)
 
 
-def test_who_foretells_better():
+def test_worn_is_what_ones_own_palette_foretells_better_than_those_of_strangers():
     images = torch.zeros(1, 3, 8, 4)
-    own, other = torch.full((1, 3, 2), 0.5), torch.full((1, 3, 2), -2.0)
-    torch.testing.assert_close(foretells_better(own, other, images), torch.full((1, 1, 8, 4), 1.5))
-    torch.testing.assert_close(foretells_better(other, own, images), torch.full((1, 1, 8, 4), -1.5))
+    own, worse, better = (torch.full((1, 3, 2), value) for value in (0.5, -2.0, 0.25))
+    clear = torch.tensor(1.5 / 0.25).tanh().item()
+    torch.testing.assert_close(worn(own, worse, images), torch.full((1, 1, 8, 4), clear))
+    torch.testing.assert_close(worn(worse, own, images), torch.full((1, 1, 8, 4), -clear))
+    both = (clear - torch.tensor(1.0).tanh().item()) / 2
+    torch.testing.assert_close(worn(own, torch.cat([worse, better]), images), torch.full((1, 1, 8, 4), both))
 
 
 def test_one_picture_of_clothes_can_dress_several_bodies_and_a_file_keeps_it(tmp_path):
@@ -105,6 +109,32 @@ def test_one_picture_of_clothes_can_dress_several_bodies_and_a_file_keeps_it(tmp
     with torch.no_grad():
         again = load_model(tmp_path / "model.safetensors", "dgnet").decoder(structure, look, lights)
     torch.testing.assert_close(again, together)
+
+
+def test_the_mask_is_the_bodys_whatever_it_wears():
+    torch.manual_seed(0)
+    networks = DGNet(SEES, 4).eval()
+    bodies, clothes = torch.randn(2, 3, *SIZE), torch.randn(4, 3, *SIZE)
+    with torch.no_grad():
+        painted = networks.decoder(networks.structure(grey(bodies)), networks.look(clothes), networks.light(bodies))
+    torch.testing.assert_close(painted[:2, 3], painted[2:, 3])
+    assert not torch.equal(painted[0, 3], painted[1, 3]) and not torch.equal(painted[:2, :3], painted[2:, :3])
+
+
+def test_every_image_is_compared_with_every_stranger():
+    torch.manual_seed(0)
+    networks = DGNet(SEES, 4).eval()
+    images, positives, strangers = (torch.randn(n, 3, *SIZE) for n in (2, 2, 3))
+    with torch.no_grad():
+        own, others = networks.look(positives), networks.look(strangers)
+        found = compare(networks, own, others, images)
+        palette = networks.decoder.palette
+        for n in range(2):
+            image, light_there = images[n : n + 1], light(images[n : n + 1])
+            colours = palette.colours(own[n : n + 1], light_there)
+            each = [worn(colours, palette.colours(others[k : k + 1], light_there), image) for k in range(3)]
+            torch.testing.assert_close(found.colours[n], colours[0])
+            torch.testing.assert_close(found.worn[n], torch.stack(each).mean(0)[0])
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -113,6 +113,28 @@ class UpsampleBlock(nn.Module):
         return layer_norm(self.conv(x), self.gamma, self.beta, slope=SLOPE, pad=out_pad)
 
 
+class ClothesMask(nn.Module):
+    """Where a body wears clothes, told from its structure alone, whatever it is dressed in: two upsampling blocks and a
+    convolution.
+
+    Args:
+        channels: C, of the structure code.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.upsample = nn.ModuleList([UpsampleBlock(channels), UpsampleBlock(channels // 2)])
+        self.to_mask = nn.Conv2d(channels // 4, 1, 3)
+
+    def forward(self, structure: Tensor) -> Tensor:
+        """Return the mask [M, 1, H, W], some -1 .. 1.
+
+        Args:
+            structure: [M, C, H/4, W/4].
+        """
+        return self.to_mask(self.upsample[1](self.upsample[0](structure, 0), 1))
+
+
 class Decoder(nn.Module):
     """G(s, f): residual blocks with injected appearance, two upsampling blocks, three convolutions.
 
@@ -158,7 +180,8 @@ class Decoder(nn.Module):
         self.upsample = nn.ModuleList([UpsampleBlock(channels), UpsampleBlock(channels // 2)])
         width = channels // 4
         self.refine = nn.ModuleList([nn.Conv2d(width + 3 * bool(sees), width, 3), nn.Conv2d(width, width, 3)])
-        self.to_rgb = nn.Conv2d(width, 3 + foretells, 1)
+        self.to_rgb = nn.Conv2d(width, 3 + (foretells and not sees), 1)
+        self.mask = ClothesMask(channels) if foretells and sees else None
         self.palette = Palette(sees, stripes) if sees else None
         kaiming_fan_in(self)
         if self.palette:
@@ -199,7 +222,9 @@ class Decoder(nn.Module):
         x = reflect_activated(self.refine[0](x))
         painted = self.to_rgb(F.leaky_relu_(self.refine[1](x), SLOPE))
         if plane is not None:
-            painted = torch.cat([plane + details(painted[:, :3]), painted[:, 3:]], 1)
+            painted = plane + details(painted)
+        if self.mask is not None:
+            painted = torch.cat([painted, _repeat(self.mask(structure), len(painted) // len(structure))], 1)
         if not painted.requires_grad:
             return painted
         return untaught(painted, _repeat(blank(structure), len(code) // len(structure)))

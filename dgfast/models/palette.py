@@ -21,6 +21,7 @@ LIGHT = 24  # values that tell of a picture's light: mean and deviation of RGB a
 _EDGE = 10  # a picture's width is so many times that of an edge
 _MIDDLE = 2.0  # by how much less, as a logit, the sides of a picture tell at the start: people stand in the middle
 _HIDDEN = 32
+_CLEAR = 0.25  # a difference of normalised RGB that tells
 
 
 def light(images: Tensor) -> Tensor:
@@ -39,19 +40,27 @@ def light(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def foretells_better(own: Tensor, other: Tensor, images: Tensor) -> Tensor:
-    """How much better a person's own palette foretells each pixel than somebody else's does.
+def worn(own: Tensor, others: Tensor, images: Tensor) -> Tensor:
+    """Which pixels are of the clothes: those that a person's own palette foretells better than strangers' do.
+
+    Of the scene and of skin, no palette knows more than another, so that their mean is 0.
 
     Args:
         own: [N, 3, rows], of another picture of the person in `images`.
-        other: [N, 3, rows], of somebody else.
+        others: [K N, 3, rows], of strangers; n is for image n mod N.
         images: [N, 3, H, W].
     Returns:
-        [N, 1, H, W]: mean absolute difference from the other less that from the own; of the scene 0 in the mean.
+        [N, 1, H, W], -1 .. 1, mean over the K strangers.
     """
     height, width = images.shape[2:]
-    far, near = ((images - Palette.plane(x, height, width)).abs().mean(1, keepdim=True) for x in (other, own))
-    return far - near
+    near = (images - Palette.plane(own, height, width)).abs().mean(1, keepdim=True)
+    found = torch.zeros_like(near)
+    strangers = others.split(len(images))
+    for other in strangers:
+        far = (images - Palette.plane(other, height, width)).abs().mean(1, keepdim=True)
+        # A difference counts by its sign more than by its size, or few odd pixels would tell more than all others.
+        found += ((far - near) / _CLEAR).tanh()
+    return found / len(strangers)
 
 
 def details(painted: Tensor) -> Tensor:

@@ -17,17 +17,13 @@ from dgfast.config import LabelStyle, LossConfig
 from dgfast.data.batches import PairBatch
 from dgfast.kernels import l1_kl_loss
 from dgfast.models import DGNet, Teacher
-from dgfast.models.appearance import AppearanceOutput
 from dgfast.models.background import Change, changes
-from dgfast.models.palette import ROW, foretells_better
 from dgfast.models.structure import grey
 
 from . import losses
 from .frozen import frozen, untracked
+from .palettes import Comparison, beside, compare, look_again
 from .structure_jitter import jitter_structure
-
-# What a pixel of the palette's reconstruction counts: by its column, of half the width, and by its foretold change.
-MIDDLE, UNKNOWN = 0.35, 2e-3
 
 Losses = dict[str, Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -106,7 +102,7 @@ class Stream(NamedTuple):
     reconstructed_positive: Tensor  # G(s, f_positive)
     swapped: Tensor  # G(s of other, f): these clothes on the other stream's bodies
     change: Change | None = None  # of these bodies by other clothes, where their background is kept
-    palette: Tensor | None = None  # colours of the positive's clothes in the light of the images, where G sees them
+    palette: Comparison | None = None  # of the positive with these images, where G looks for the clothes
 
 
 class Translation(NamedTuple):
@@ -142,18 +138,14 @@ def translate(
         seen = each(networks.appearance, clean, joint_statistics)
     a, b, a_positive, b_positive = map(networks.look, clean, seen)
     # Bodies a, b in turn: first each in the other's clothes, then in its own, then in those of its positive.
-    light = networks.light(batch.a.image, batch.b.image)
-    painted = networks.decoder(s, torch.cat([b, a, a, b, a_positive, b_positive]), light)
-    x_ab, x_ba, x_a, x_b, x_a_positive, x_b_positive = painted.chunk(6)
-    palette_a = palette_b = change_a = change_b = better_a = better_b = None
-    if networks.decoder.palette:
-        lit = networks.decoder.palette.colours(torch.cat([b, a, a_positive, b_positive]), light)
-        palette_ab, palette_ba, palette_a, palette_b = lit.chunk(4)
-        better_a = foretells_better(palette_a, palette_ab, batch.a.image)
-        better_b = foretells_better(palette_b, palette_ba, batch.b.image)
+    clothes = torch.cat([b, a, a, b, a_positive, b_positive])
+    x_ab, x_ba, x_a, x_b, x_a_positive, x_b_positive = networks.decoder(s, clothes, networks.light(*clean[:2])).chunk(6)
+    palette_a = compare(networks, a_positive, b, batch.a.image)
+    palette_b = compare(networks, b_positive, a, batch.b.image)
+    change_a = change_b = None
     if networks.config.background == "kept":
-        change_a = changes(x_a_positive, x_ab, better_a)
-        change_b = changes(x_b_positive, x_ba, better_b)
+        change_a = changes(x_a_positive, x_ab, palette_a and palette_a.worn)
+        change_b = changes(x_b_positive, x_ba, palette_b and palette_b.worn)
         x_ab, x_ba = networks.cover.over(x_ab, batch.a.image), networks.cover.over(x_ba, batch.b.image)
         x_a, x_b, x_a_positive, x_b_positive = (x[:, :3] for x in (x_a, x_b, x_a_positive, x_b_positive))
     f_a, f_b, f_a_positive, f_b_positive = (out.code for out in seen)
@@ -180,43 +172,34 @@ def reconstruction_losses(networks: DGNet, batch: PairBatch, config: LossConfig,
     images = torch.cat([batch.a.image, batch.b.image])
     positives = torch.cat([batch.a.positive, batch.b.positive])
     s = networks.structure(jitter_structure(grey(images), structure_jitter))
-    light, palette, colours = networks.light(images), networks.decoder.palette, None
+    with torch.no_grad():
+        seen = networks.appearance(positives)
+    look = networks.look(positives, seen)
+    look_a, look_b = look.chunk(2)
+    palettes = compare(networks, look_a, look_b, batch.a.image), compare(networks, look_b, look_a, batch.b.image)
+    change, pairs, weights = None, {}, {"image": config.image_weight, "positive": config.positive_weight}
     if networks.config.background == "painted":
         with torch.no_grad():
-            seen = [networks.appearance(x) for x in (images, positives)]
-        own_look, look = map(networks.look, (images, positives), seen)
-        own, positive = networks.decoder(s, torch.cat([own_look, look]), light).chunk(2)
-        pairs, weights = [(own, images), (positive, images)], [config.image_weight, config.positive_weight]
-        names = ["image", "positive"]
-        if palette:
-            colours, change = palette.colours(look, light), None
+            seen = networks.appearance(images)
+        looks = torch.cat([networks.look(images, seen), look])
+        own, positive = networks.decoder(s, looks, networks.light(images)).chunk(2)
+        pairs = {"image": (own, images), "positive": (positive, images)}
     else:
         # An image's own code tells of its scene, so that G could not learn which pixels are the clothes'. The
         # positive's code tells of the same clothes elsewhere, and the other stream's shows what changes in other
         # clothes.
-        with torch.no_grad():
-            seen = networks.appearance(positives)
-        look = networks.look(positives, seen)
-        look_a, look_b = look.chunk(2)
         looks = torch.cat([look_a, look_b, look_b, look_a])
-        positive, swapped = networks.decoder(s, looks, light).chunk(2)
-        better = None
-        if palette:
-            colours, others = palette.colours(looks, light).chunk(2)
-            better = foretells_better(colours, others, images)
-        change = changes(positive, swapped, better)
+        positive, swapped = networks.decoder(s, looks, networks.light(images)).chunk(2)
+        change = changes(positive, swapped, torch.cat([p.worn for p in palettes]) if all(palettes) else None)
         share = networks.cover.emphasis(change.foretold)
-        pairs, weights = (
-            [(_counted(positive, share), _counted(images, share))],
-            [config.image_weight + config.positive_weight],
-        )
-        names = ["positive"]
-    if colours is not None:
-        pairs, weights = [*pairs, _beside(colours, images, change)], [*weights, config.positive_weight]
-        names = [*names, "palette"]
-    total, found = l1_kl_loss(pairs, weights)
-    losses = dict(zip(names, found, strict=True))
-    if networks.config.background == "kept":
+        pairs = {"positive": (_counted(positive, share), _counted(images, share))}
+        weights["positive"] += config.image_weight
+    if all(palettes):
+        pairs["palette"] = beside(torch.cat([p.colours for p in palettes]), images, change)
+        weights["palette"] = config.positive_weight
+    total, found = l1_kl_loss(list(pairs.values()), [weights[name] for name in pairs])
+    losses = dict(zip(pairs, found, strict=True))
+    if change is not None:
         losses["change"] = F.mse_loss(*change)
         total = total + config.change_weight * losses["change"]
     return losses | {"total": total}
@@ -303,9 +286,14 @@ def generator_losses(
 
     l1["image"] = weights.image, beside_images(a.reconstructed, b.reconstructed)
     l1["positive"] = weights.positive, beside_images(a.reconstructed_positive, b.reconstructed_positive)
-    if a.palette is not None:
-        pairs = _beside(a.palette, batch.a.image, a.change), _beside(b.palette, batch.b.image, b.change)
-        l1["palette"] = weights.positive, pairs
+    if a.palette and b.palette:
+        l1["palette"] = (
+            weights.positive,
+            (
+                beside(a.palette.colours, batch.a.image, a.change),
+                beside(b.palette.colours, batch.b.image, b.change),
+            ),
+        )
 
     # --- Cross-identity generation: both codes must be found again in the generated image (equations 4 and 5)
     again_a, again_b = each(judge, (x_ba, x_ab), joint_statistics)
@@ -325,11 +313,9 @@ def generator_losses(
         s_a, s_b = s.chunk(2)
         l1["structure_code"] = weights.structure_code, ((s_a, a.s.detach()), (s_b, b.s.detach()))
         if counts(weights.cycle):
-            looks = [f_a, f_b]
-            if networks.decoder.palette:
-                shown = (x_ba, again_a), (x_ab, again_b)
-                looks = [_look(networks, x, seen, appearance_code_gradient) for x, seen in shown]
-            cycled_a, cycled_b = networks.decoder(s, torch.cat(looks), networks.light(swapped.detach())).chunk(2)
+            shown = (x_ba, again_a._replace(code=f_a)), (x_ab, again_b._replace(code=f_b))
+            looks = torch.cat([look_again(networks, x, seen, appearance_code_gradient) for x, seen in shown])
+            cycled_a, cycled_b = networks.decoder(s, looks, networks.light(swapped.detach())).chunk(2)
             l1["cycle"] = weights.cycle, beside_images(cycled_a, cycled_b)
 
     # --- The generated image must carry the identity of its clothes (equation 6)
@@ -406,27 +392,6 @@ def generator_losses(
 def _counted(images: Tensor, share: Tensor | None) -> Tensor:
     """RGB times what each pixel counts, [N, 1, H, W]; None: all count alike."""
     return images if share is None else share * images[:, :3]
-
-
-def _beside(colours: Tensor, images: Tensor, change: Change | None = None) -> Pair:
-    """A palette [N, 3, H/4] beside pixels of the person who wears it, each times what it counts.
-
-    A pixel counts the more, the more other clothes would change it. While G cannot tell yet, the middle counts most,
-    where people stand.
-    """
-    column = torch.linspace(-1, 1, images.shape[3] // ROW, device=images.device)
-    counts = torch.exp(-(column / MIDDLE).square()).expand(len(images), 1, images.shape[2] // ROW, -1)
-    if change is not None:
-        counts = counts * (F.avg_pool2d(change.foretold.detach().float(), ROW).clamp(0).square() + UNKNOWN)
-    counts = counts / counts.mean((2, 3), keepdim=True)
-    return counts * colours[..., None], counts * F.avg_pool2d(images, ROW)
-
-
-def _look(networks: DGNet, images: Tensor, seen: AppearanceOutput, gradient: bool) -> Tensor:
-    """What G gets of generated pictures of clothes; `gradient`: whether they get gradients from it."""
-    if not gradient:
-        images, seen = images.detach(), seen._replace(features=seen.features.detach())
-    return networks.look(images, seen)
 
 
 @torch.no_grad()
