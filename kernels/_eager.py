@@ -82,9 +82,7 @@ class _Normalised(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor | None, bias: Tensor | None, eps: float, per_sample: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor | None, bias: Tensor | None, eps: float, per_sample: bool) -> Tensor:
         out, *statistics = _formula(x, scale, bias, eps, per_sample)
         ctx.save_for_backward(x, scale, bias, *statistics)
         return out
