@@ -57,6 +57,11 @@ class Parts:
             for w, d in zip(self.weights, self._detached, strict=True)
         )
 
+    @property
+    def present(self) -> list[Any]:
+        """What the network computes with now, one tensor for each of `weights`."""
+        return [table[name] for table, name in self._tables]
+
     @contextmanager
     def standing_in(self, tensors: Sequence[Tensor]) -> Iterator[None]:
         """Within the context, the network computes with other tensors.
@@ -64,7 +69,7 @@ class Parts:
         Args:
             tensors: one for each of `weights`.
         """
-        before = [table[name] for table, name in self._tables]
+        before = self.present
         self._put(tensors)
         try:
             yield
