@@ -50,7 +50,7 @@ def _formula(
     if torch.compiler.is_compiling():
         squares = (x - mean).square()
     else:  # the same in one pass; torch's own variance takes ten times as long over pixels in channels-last
-        squares = torch.ops.aten.mse_loss(x, mean, 0)
+        squares = torch.ops.aten.mse_loss.default(x, mean, 0)
     var = squares.mean((2, 3), keepdim=True)
     std = None
     if per_sample:
