@@ -74,13 +74,14 @@ def counted_together(module: nn.Module) -> Iterator[None]:
         yield
         return
     before = counts[0].clone()
+    # Past nn.Module.__setattr__, as above.
     for norm in counting[1:]:
-        norm.num_batches_tracked = None
+        norm._buffers["num_batches_tracked"] = None
     try:
         yield
     finally:
         for norm, count in zip(counting, counts, strict=True):
-            norm.num_batches_tracked = count
+            norm._buffers["num_batches_tracked"] = count
     # As a list, since torch would ask the device for the value of a single number.
     torch._foreach_add_(counts[1:], [counts[0] - before] * len(counts[1:]))
 
