@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 # --- Counted in the code
 
-GFLOP_AN_IMAGE = 261.4  # of a step, forward and backward, 256 x 128, ResNet-50 (docs/benchmarks.md)
+GFLOP_AN_IMAGE = 253.1  # of a step, forward and backward, 256 x 128, ResNet-50 (docs/benchmarks.md)
 GFLOP_A_FEATURE = 8.11  # of a pass of E_a or the teacher over one image
 PARAMETERS = {"E_s": 380_544, "E_a": 26_378_782, "G": 13_000_131, "D": 1_025_571, "teacher": 24_943_407}
 BUFFERS = 55_223 + 9_800 + 54_198  # of E_a, G and the teacher, BatchNorm's statistics above all

@@ -29,7 +29,6 @@ fraction of a card's bandwidth has been measured yet (docs/benchmarks.md).
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -44,41 +43,6 @@ from ._stripes import (
     striped_split_sums,
 )
 from ._tuning import Tiling, run_fastest, tilings
-from .border import reflect
-
-# ---------------------------------------------------------------- what both eager references share
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return a tensor in the precision of the statistics: fp64 stays, all else becomes fp32.
-
-    Args:
-        x: of any float format.
-    """
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def finish(y: Tensor, dtype: torch.dtype, residual: Tensor | None, slope: float, pad: int) -> Tensor:
-    """Activate, add the residual and write the border, as the kernels do.
-
-    Args:
-        y: [N, C, H, W], fresh from a normalisation: nobody else reads it, so the activation may work in place.
-        dtype: of the result.
-        residual: [N, C, H, W], added after the activation.
-        slope: LeakyReLU's; 1.0: no activation.
-        pad: width of the border, pixels.
-
-    Returns:
-        [N, C, H + 2 pad, W + 2 pad].
-    """
-    if residual is not None:
-        if slope != 1.0:
-            y = F.leaky_relu_(y, slope)
-        return reflect((y + residual).to(dtype), pad)
-    # Activated behind the border, so that the tensor that the next convolution keeps is the only one kept.
-    y = reflect(y.to(dtype), pad)
-    return F.leaky_relu_(y, slope) if slope != 1.0 else y
-
 
 # ---------------------------------------------------------------- kernels
 #

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._dispatch import takes_triton
-from ._normalise import finish, normalise, unsuitable, wide
+from ._eager import finish, normalised
+from ._normalise import normalise, unsuitable
 
 # ---------------------------------------------------------------- eager reference
 
@@ -44,19 +45,10 @@ def adain_eager(
         slope: of LeakyReLU; 1: none.
         pad: width of the reflected border, pixels.
     """
-    n, c, height = x.shape[:3]
-    values = wide(x)
-    weight = shift = None
-    if scale is not None and bias is not None and scale.ndim == 2:
-        weight, shift = scale.to(values.dtype).reshape(-1), bias.to(values.dtype).reshape(-1)
-    # Every plane becomes a channel of one batch of size 1: instance norm with a scale and a bias for each plane. A
-    # single sample is such a batch already, and must not be reshaped: with the strides that it would get, torch
-    # 2.11's backward pass on a CPU gives wrong gradients.
-    planes = values if n == 1 else values.reshape(1, n * c, *x.shape[2:])
-    y = F.batch_norm(planes, None, None, weight, shift, training=True, eps=eps)
-    y = y if n == 1 else y.view(x.shape)
-    if scale is not None and bias is not None and scale.ndim == 3:
-        y = torch.addcmul(_in_rows(bias.to(values.dtype), height), y, _in_rows(scale.to(values.dtype), height))
+    if scale is None or bias is None or scale.ndim == 2:
+        return finish(normalised(x, scale, bias, eps, False), x.dtype, residual, slope, pad)
+    y = normalised(x, None, None, eps, False)
+    y = torch.addcmul(_in_rows(bias.to(y.dtype), x.shape[2]), y, _in_rows(scale.to(y.dtype), x.shape[2]))
     return finish(y, x.dtype, residual, slope, pad)
 
 

@@ -40,9 +40,14 @@ class _Reflect(Function):
     def forward(ctx: Any, x: Tensor, pad: int) -> Tensor:
         ctx.pad = pad
         if not x.is_cuda:
-            # Autocast on a CPU would pad in fp32, and the next convolution would convert every value back.
-            with torch.autocast("cpu", enabled=False):
+            # Autocast on a CPU would pad in fp32, and the next convolution would convert every value back. Switched by
+            # hand, since torch.autocast takes as long as a small image's border.
+            enabled = torch.is_autocast_enabled("cpu")
+            torch.set_autocast_enabled("cpu", False)
+            try:
                 return F.pad(x, (pad,) * 4, mode="reflect")
+            finally:
+                torch.set_autocast_enabled("cpu", enabled)
         n, c, h, w = x.shape
         out = torch.empty(
             (n, c, h + 2 * pad, w + 2 * pad), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
@@ -55,28 +60,34 @@ class _Reflect(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Fold.apply(grad, ctx.pad), None
+        # A backward pass that is not differentiated itself needs no node.
+        return (_Fold.apply if torch.is_grad_enabled() else _fold)(grad, ctx.pad), None
 
 
 class _Fold(Function):
-    """The transpose of `_Reflect`: each pixel of the border is added to the one that it shows."""
+    """`_fold`, which can be differentiated: it is linear, and `_Reflect` its transpose."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, pad: int) -> Tensor:
         ctx.pad = pad
-        if not grad.is_cuda:
-            n, c, h, w = grad.shape
-            last = grad.is_contiguous(memory_format=torch.channels_last)
-            form = torch.channels_last if last else torch.contiguous_format
-            size = (n, c, h - 2 * pad, w - 2 * pad)
-            # Only shape and format of this one are read.
-            shape = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=form)
-            return torch.ops.aten.reflection_pad2d_backward(grad, shape, (pad,) * 4)
-        return _folded(_folded(grad, 2, pad), 3, pad)
+        return _fold(grad, pad)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _Reflect.apply(grad, ctx.pad), None
+
+
+def _fold(grad: Tensor, pad: int) -> Tensor:
+    """The transpose of `_Reflect`: each pixel of the border is added to the one that it shows."""
+    if not grad.is_cuda:
+        n, c, h, w = grad.shape
+        last = grad.is_contiguous(memory_format=torch.channels_last)
+        form = torch.channels_last if last else torch.contiguous_format
+        size = (n, c, h - 2 * pad, w - 2 * pad)
+        # Only shape and format of this one are read.
+        shape = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=form)
+        return torch.ops.aten.reflection_pad2d_backward.default(grad, shape, [pad] * 4)
+    return _folded(_folded(grad, 2, pad), 3, pad)
 
 
 def _folded(grad: Tensor, dim: int, pad: int) -> Tensor:

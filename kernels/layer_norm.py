@@ -14,11 +14,11 @@ Here are the eager reference and the public function. The kernels, and what is k
 in `_normalise.py`, shared with `adaptive_norm.py`.
 """
 
-import torch
 from torch import Tensor
 
 from ._dispatch import takes_triton
-from ._normalise import finish, normalise, unsuitable, wide
+from ._eager import finish, normalised
+from ._normalise import normalise, unsuitable
 
 # ---------------------------------------------------------------- eager reference
 
@@ -34,14 +34,7 @@ def layer_norm_eager(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: 
         slope: of LeakyReLU; 1: none.
         pad: width of the reflected border, pixels.
     """
-    values = wide(x)
-    var, mean = torch.var_mean(values, dim=(1, 2, 3), keepdim=True)
-    # The root's slope at 0 is infinite. Below the clamp it is 0: a constant sample, as of an image of one colour, takes
-    # no gradient through its deviation.
-    std = var.clamp_min(torch.finfo(values.dtype).tiny).sqrt()
-    factor = gamma.to(values.dtype).view(1, -1, 1, 1) / (std + eps)
-    y = torch.addcmul(beta.to(values.dtype).view(1, -1, 1, 1) - mean * factor, values, factor)
-    return finish(y, x.dtype, None, slope, pad)
+    return finish(normalised(x, gamma, beta, eps, True), x.dtype, None, slope, pad)
 
 
 # ---------------------------------------------------------------- public function

@@ -52,8 +52,10 @@ class Cost(TorchDispatchMode):
 
     def __enter__(self):
         for name, network in self._networks.items():
-            self._hooks.append(network.register_forward_pre_hook(lambda *_, name=name: self._running.append(name)))
-            self._hooks.append(network.register_forward_hook(lambda *_: self._leave()))
+            for part in (network, getattr(network, "backbone", None)):  # which is also called by itself
+                if part is not None:
+                    self._hooks.append(part.register_forward_pre_hook(lambda *_, name=name: self._running.append(name)))
+                    self._hooks.append(part.register_forward_hook(lambda *_: self._leave()))
         return super().__enter__()
 
     def __exit__(self, *error):

@@ -213,8 +213,8 @@ def soft_label(teacher, images, style, clothes, body, confidence):
 
 def cover(change, seen):
     """How far what G paints covers the body's picture: from nothing at a change of 0.09 to all of it at 0.18; where G
-    sees clothes, of 0.03 and 0.1."""
-    faint, full = (0.03, 0.1) if seen else (0.09, 0.18)
+    sees clothes, of 0 and 0.1."""
+    faint, full = (0.0, 0.1) if seen else (0.09, 0.18)
     return ((change.detach() - faint) / (full - faint)).clamp(0, 1)
 
 

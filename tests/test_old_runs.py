@@ -1,11 +1,10 @@
 """Run directories of earlier versions open and resume.
 
 tests/goldens/run_of_version_0.1.tar.xz was made by version 0.1, before its modules moved: `tiny.config` with five
-iterations, stopped after the third. The JSON file beside it holds digests of the weights with which version 0.1 itself
-then ended the run.
+iterations, stopped after the third. The JSON file beside it holds the norms of the weights with which version 0.1
+itself then ended the run.
 """
 
-import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -51,22 +50,16 @@ def test_an_old_run_goes_on_where_it_was_stopped(resumed):
 
 
 def test_an_old_run_ends_with_the_weights_that_the_old_version_gave_it(resumed):
-    """Bit for bit on the processor and torch that made the golden; elsewhere products round otherwise.
+    """Within rounding, which other versions need not share: operations have since been put in another order.
 
-    D's weight gradients under the penalty are since added up in another order (models/penalised_convolution.py), so its
-    weights agree within rounding.
+    The eager norms sum over pixels in the memory's own order (kernels/_eager.py), and D's weight gradients under the
+    penalty are added up otherwise (models/penalised_convolution.py). A bias in front of a norm moves by rounding errors
+    alone, which Adam magnifies, hence the absolute tolerance. Within one version a resumed run gives the same bits
+    (tests/test_training.py).
     """
     weights = load_file(resumed / "model.safetensors")
     assert weights.keys() == EXPECTED["tensors"].keys()
-    norms = {name: float(value.double().norm()) for name, value in weights.items()}
+    same = (processor(), torch.__version__) == (EXPECTED["processor"], EXPECTED["torch"])
+    tolerance = {"rel": 1e-5, "abs": 5e-4} if same else {"rel": 1e-3, "abs": 1e-3}
     for name, expected in EXPECTED["tensors"].items():
-        assert norms[name] == pytest.approx(expected["norm"], rel=1e-3, abs=1e-3), name
-    if (processor(), torch.__version__) == (EXPECTED["processor"], EXPECTED["torch"]):
-        digests = {n: hashlib.sha256(v.numpy().tobytes()).hexdigest()[:16] for n, v in weights.items()}
-        different = []
-        for name, expected in EXPECTED["tensors"].items():
-            if name.startswith("discriminator."):
-                assert norms[name] == pytest.approx(expected["norm"], rel=1e-6, abs=1e-6), name
-            elif digests[name] != expected["sha256"]:
-                different.append(name)
-        assert not different, f"{len(different)} of {len(digests)} differ, first {different[:3]}"
+        assert float(weights[name].double().norm()) == pytest.approx(expected["norm"], **tolerance), name

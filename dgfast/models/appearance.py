@@ -107,7 +107,17 @@ class AppearanceEncoder(nn.Module):
         Returns:
             See `AppearanceOutput`.
         """
-        features = self.backbone(images)
+        return self.describe(self.backbone(images))
+
+    def describe(self, features: Tensor) -> AppearanceOutput:
+        """Return what `forward` does, of images that have passed the backbone.
+
+        Args:
+            features: [N, channels, h, w], what the backbone returns.
+
+        Returns:
+            See `AppearanceOutput`.
+        """
         code = self.pool(features, (self.parts, 1)).flatten(1)
         pooled = features.amax((2, 3))
         prim, prim_logits = self.prim(pooled)

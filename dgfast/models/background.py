@@ -67,7 +67,7 @@ class Cover(NamedTuple):
 # What two painted pictures differ by is never 0, even in the scene. What a palette foretells better than another is, in
 # the mean, so there less is enough; and since G adds details alone to a palette, it need not learn scenes at all.
 PAINTED = Cover(faint=0.09, full=0.18, scene=0.2)
-SEEN = Cover(faint=0.03, full=0.1, scene=0.02)
+SEEN = Cover(faint=0.0, full=0.1, scene=0.02)
 
 
 def changes(one: Tensor, other: Tensor, true: Tensor | None = None) -> Change:

@@ -56,7 +56,7 @@ def _wanted(node: Any) -> bool:
 
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], wanted: list[bool]) -> tuple[Tensor, ...]:
     """The gradients of image, weight and bias, where they are wanted; the bias has one value a row of the weight."""
-    return torch.ops.aten.convolution_backward(
+    return torch.ops.aten.convolution_backward.default(
         dy, x, weight, [len(weight)], stride, [0, 0], [1, 1], False, [0, 0], 1, wanted
     )
 

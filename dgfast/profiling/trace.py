@@ -64,8 +64,11 @@ def named(modules: Mapping[str, nn.Module]) -> Iterator[None]:
         for name, module in modules.items():
             compiled = module._compiled_call_impl
             if compiled is None:
-                stack.callback(module.register_forward_pre_hook(lambda *_, name=name: enter(name)).remove)
-                stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+                # A backbone is also called by itself (training/shared_pass.py).
+                for part in (module, getattr(module, "backbone", None)):
+                    if part is not None:
+                        stack.callback(part.register_forward_pre_hook(lambda *_, name=name: enter(name)).remove)
+                        stack.callback(part.register_forward_hook(leave, always_call=True).remove)
             else:  # the compiled call does not see hooks that are registered after torch.compile
                 stack.callback(setattr, module, "_compiled_call_impl", compiled)
                 module._compiled_call_impl = _within(name, compiled)

@@ -11,23 +11,27 @@ from torch import nn
 from .stand_ins import Parts, parts_of
 
 
-def frozen(module: nn.Module, batch_statistics: bool = False) -> Callable[..., Any]:
+def frozen(
+    module: nn.Module, batch_statistics: bool = False, call: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """A view of a network in eval mode with detached weights: it follows the optimiser's updates.
 
     Args:
         module: any network that is no layer itself; after each call its own mode is as before.
         batch_statistics: True: BatchNorm normalises by the batch it sees, the reference's setting for E_a' and the
             teacher, and leaves the running statistics alone. False: it normalises by the running statistics.
+        call: a method of the network to be called in its place.
     Returns:
-        a callable with the network's own signature.
+        a callable with the signature of the network, or of `call`.
     """
+    called = call or module
 
-    def call(*args: Any) -> Any:
+    def view(*args: Any) -> Any:
         parts = parts_of(module)
         with evaluating(module, batch_statistics), parts.standing_in(parts.constants):
-            return module(*args)
+            return called(*args)
 
-    return call
+    return view
 
 
 @contextmanager
@@ -70,13 +74,14 @@ def counted_together(module: nn.Module) -> Iterator[None]:
         yield
         return
     before = counts[0].clone()
+    # Past nn.Module.__setattr__, as above.
     for norm in counting[1:]:
-        norm.num_batches_tracked = None
+        norm._buffers["num_batches_tracked"] = None
     try:
         yield
     finally:
         for norm, count in zip(counting, counts, strict=True):
-            norm.num_batches_tracked = count
+            norm._buffers["num_batches_tracked"] = count
     # As a list, since torch would ask the device for the value of a single number.
     torch._foreach_add_(counts[1:], [counts[0] - before] * len(counts[1:]))
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dgfast.config import TEACHER_IMAGES, Config
 from dgfast.data.batches import PairBatch
@@ -31,6 +30,7 @@ from .optimizers import (
     teacher_optimizer,
 )
 from .precision import MixedPrecision
+from .stand_ins import parts_of
 from .step import Losses, Translation, Weights, translate, weights_at
 from .update import Update
 
@@ -457,11 +457,13 @@ class DGNetStage(_TwoStreams):
 
 
 def _train_mode(module: nn.Module, frozen_norm: bool) -> None:
-    module.train()
+    parts = parts_of(module)
+    # Past nn.Module.train, which walks through all modules and their checks in every iteration.
+    for layer in (module, *parts.inside):
+        vars(layer)["training"] = True
     if frozen_norm:
-        for layer in module.modules():
-            if isinstance(layer, _BatchNorm):
-                layer.eval()
+        for norm in parts.norms:
+            vars(norm)["training"] = False
 
 
 def _load_scaler(precision: MixedPrecision, state: dict[str, Any]) -> None:

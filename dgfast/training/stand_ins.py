@@ -46,16 +46,22 @@ class Parts:
         ]
         self.weights = [weight for _, _, weight in places]
         self.constants = self._detached = [weight.detach() for weight in self.weights]
+        self._addresses = [weight.data_ptr() for weight in self.weights]
         self._tables = [(layer._parameters, name) for layer, name, _ in places]
         self._cast = [i for i, (layer, _, _) in enumerate(places) if type(layer) in _CAST]
         self._copies: list[Tensor] = []
 
     def outdated(self) -> bool:
-        """Whether the weights have got other memory since."""
-        return any(
-            w.data_ptr() != d.data_ptr() or w.dtype != d.dtype
-            for w, d in zip(self.weights, self._detached, strict=True)
-        )
+        """Whether the weights have got other memory since, as they do with another format.
+
+        The memory that they had cannot have gone to others: the detached ones hold it.
+        """
+        return [weight.data_ptr() for weight in self.weights] != self._addresses
+
+    @property
+    def present(self) -> list[Any]:
+        """What the network computes with now, one tensor for each of `weights`."""
+        return [table[name] for table, name in self._tables]
 
     @contextmanager
     def standing_in(self, tensors: Sequence[Tensor]) -> Iterator[None]:
@@ -64,7 +70,7 @@ class Parts:
         Args:
             tensors: one for each of `weights`.
         """
-        before = [table[name] for table, name in self._tables]
+        before = self.present
         self._put(tensors)
         try:
             yield

@@ -7,6 +7,7 @@ of it alone; beside their result they move only the running statistics of E_a.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from dgfast.models.structure import grey
 from . import losses
 from .frozen import frozen, untracked
 from .palettes import Comparison, beside, compare, look_again
+from .shared_pass import Features, shareable, shared_pass
 from .structure_jitter import jitter_structure
 
 Losses = dict[str, Tensor]
@@ -269,7 +271,13 @@ def generator_losses(
     x_ba, x_ab = a.swapped, b.swapped
     y_a, y_b = batch.a.label, batch.b.label
     learned = networks.appearance
-    judge = frozen(networks.appearance, batch_statistics)  # E_a': gradient reaches the image, not the weights
+    judge = frozen(learned, batch_statistics)  # E_a': gradient reaches the image, not the weights
+    teaches = counts(weights.teacher) and counts(weights.primary, weights.generated_fine)
+    # Where E_a' judges and E_a learns from the same images, the backbone sees them once for both.
+    seen: list[Features] | None = None
+    if teaches and shareable(learned, batch_statistics):
+        with untracked(learned):
+            seen = each(partial(shared_pass, learned), (x_ba, x_ab), joint_statistics)
 
     # Reconstructions: name -> weight, and (found, wanted) of both streams. Each is a mean absolute difference; all are
     # summed in one pass at the end, together with the divergence of the primary head.
@@ -296,7 +304,11 @@ def generator_losses(
         )
 
     # --- Cross-identity generation: both codes must be found again in the generated image (equations 4 and 5)
-    again_a, again_b = each(judge, (x_ba, x_ab), joint_statistics)
+    if seen is None:
+        again_a, again_b = each(judge, (x_ba, x_ab), joint_statistics)
+    else:
+        read = frozen(learned, batch_statistics, learned.describe)
+        again_a, again_b = each(read, [of.judged for of in seen], joint_statistics)
     f_a, f_b = again_a.code, again_b.code
     if not appearance_code_gradient:
         f_a, f_b = f_a.detach(), f_b.detach()
@@ -340,10 +352,13 @@ def generator_losses(
     # --- Primary and fine-grained learning on generated images (equations 8 and 9): they are data here, E_a learns
     soft: dict[str, Any] = {}
     primary = fine = identity.new_zeros(())
-    if counts(weights.teacher) and counts(weights.primary, weights.generated_fine):
+    if teaches:
         # In a test E_a meets real images only, so generated ones do not enter its running statistics.
         with untracked(learned):
-            student_a, student_b = each(learned, (x_ba.detach(), x_ab.detach()), joint_statistics)
+            if seen is None:
+                student_a, student_b = each(learned, (x_ba.detach(), x_ab.detach()), joint_statistics)
+            else:
+                student_a, student_b = each(learned.describe, [of.learned for of in seen], joint_statistics)
         said = torch.cat(teach(teacher, (x_ba, x_ab), batch_statistics, joint_statistics), 1)
         soft["student_logits"] = torch.cat([student_a.prim_logits, student_b.prim_logits])
         if label_style == "soft" and not teacher_confidence:
