@@ -86,6 +86,9 @@ STRIPES = dataclasses.replace(tiny.MODEL, modulation="stripes", background="kept
 WAYS = {
     "plain": {},
     "stripes, background kept, jitter": {"model": STRIPES, "structure_jitter": 0.7},
+    "palettes, background kept, jitter": {
+        "model": dataclasses.replace(STRIPES, modulation="attention"), "structure_jitter": 0.7,
+    },
     "bf16": {"precision": "bf16"},
     "per stream, clipped, hard labels": {
         "batch_norm": "per-stream", "clip_gradient": 0.1, "label_style": "hard", "teacher_confidence": 0.25,
