@@ -8,7 +8,7 @@ from dgfast.kernels import adain, layer_norm, reflect
 
 from .blank import blank, untaught
 from .layers import SLOPE, inside, kaiming_fan_in, reflect_activated, through
-from .palette import Palette, details
+from .palette import Palette, details, plane
 from .upsampled_convolution import UpsampledConvolution
 
 
@@ -202,7 +202,7 @@ class Decoder(nn.Module):
             Images [N, 3, H, W], RGB, normalised; no activation bounds them. [N, 4, H, W] where G foretells changes.
         """
         code, colours = look, None
-        if self.palette:
+        if self.palette is not None and light is not None:
             colours = self.palette.colours(look, light)
             code = self.palette.split(look)[0]
         x = reflect(structure, 1)
@@ -214,15 +214,15 @@ class Decoder(nn.Module):
             x = through(block, x, part, int(block is not self.blocks[-1]), recompute=self.recompute)
         for upsample in self.upsample:
             x = through(upsample, x, int(upsample is self.upsample[-1]), recompute=self.recompute)
-        plane = None
+        rows = None
         if colours is not None:
             height, width = (size - 2 for size in x.shape[2:])
-            plane = self.palette.plane(colours, height, width).to(x.dtype, memory_format=torch.channels_last)
-            x = torch.cat([x, reflect(plane, 1)], 1)
+            rows = plane(colours, height, width).to(x.dtype, memory_format=torch.channels_last)
+            x = torch.cat([x, reflect(rows, 1)], 1)
         x = reflect_activated(self.refine[0](x))
         painted = self.to_rgb(F.leaky_relu_(self.refine[1](x), SLOPE))
-        if plane is not None:
-            painted = plane + details(painted)
+        if rows is not None:
+            painted = rows + details(painted)
         if self.mask is not None:
             painted = torch.cat([painted, _repeat(self.mask(structure), len(painted) // len(structure))], 1)
         if not painted.requires_grad:

@@ -39,6 +39,20 @@ def light(images: Tensor) -> Tensor:
     return torch.cat([x.mean((2, 3)) for x in edges] + deviations, 1)
 
 
+def plane(colours: Tensor, height: int, width: int) -> Tensor:
+    """Rows of colours as a picture.
+
+    Args:
+        colours: [N, 3, rows].
+        height: H, pixels.
+        width: W, pixels.
+    Returns:
+        [N, 3, H, W], straight lines between the middles of the rows.
+    """
+    rows = F.interpolate(colours, size=height, mode="linear", align_corners=False)
+    return rows[..., None].expand(-1, -1, -1, width)
+
+
 @torch.no_grad()
 def worn(own: Tensor, others: Tensor, images: Tensor) -> Tensor:
     """Which pixels are of the clothes: those that a person's own palette foretells better than strangers' do.
@@ -53,11 +67,11 @@ def worn(own: Tensor, others: Tensor, images: Tensor) -> Tensor:
         [N, 1, H, W], -1 .. 1, mean over the K strangers.
     """
     height, width = images.shape[2:]
-    near = (images - Palette.plane(own, height, width)).abs().mean(1, keepdim=True)
+    near = (images - plane(own, height, width)).abs().mean(1, keepdim=True)
     found = torch.zeros_like(near)
     strangers = others.split(len(images))
     for other in strangers:
-        far = (images - Palette.plane(other, height, width)).abs().mean(1, keepdim=True)
+        far = (images - plane(other, height, width)).abs().mean(1, keepdim=True)
         # A difference counts by its sign more than by its size, or few odd pixels would tell more than all others.
         found += ((far - near) / _CLEAR).tanh()
     return found / len(strangers)
@@ -104,9 +118,9 @@ class Palette(nn.Module):
 
     def start(self) -> None:
         """Begin with weights that hang on the place alone, and with colours as they are."""
-        for last in (self.worn[-1], self.relight[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for network in (self.worn, self.relight):
+            for parameter in network[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, images: Tensor) -> Tensor:
         """Look at pictures of clothes.
@@ -161,20 +175,6 @@ class Palette(nn.Module):
             wanted = torch.cat([of_bodies] * (len(look) // len(of_bodies)))
             gain, offset = self.relight(torch.cat([wanted, seen], 1))[..., None].chunk(2, 1)
             return colours * (1 + gain) + offset
-
-    @staticmethod
-    def plane(colours: Tensor, height: int, width: int) -> Tensor:
-        """Rows of colours as a picture.
-
-        Args:
-            colours: [N, 3, rows].
-            height: H, pixels.
-            width: W, pixels.
-        Returns:
-            [N, 3, H, W], straight lines between the middles of the rows.
-        """
-        rows = F.interpolate(colours, size=height, mode="linear", align_corners=False)
-        return rows[..., None].expand(-1, -1, -1, width)
 
 
 def _weights(logits: Tensor) -> Tensor:

@@ -178,7 +178,8 @@ def reconstruction_losses(networks: DGNet, batch: PairBatch, config: LossConfig,
         seen = networks.appearance(positives)
     look = networks.look(positives, seen)
     look_a, look_b = look.chunk(2)
-    palettes = compare(networks, look_a, look_b, batch.a.image), compare(networks, look_b, look_a, batch.b.image)
+    compared = compare(networks, look_a, look_b, batch.a.image), compare(networks, look_b, look_a, batch.b.image)
+    palettes = [palette for palette in compared if palette is not None]
     change, pairs, weights = None, {}, {"image": config.image_weight, "positive": config.positive_weight}
     if networks.config.background == "painted":
         with torch.no_grad():
@@ -192,11 +193,11 @@ def reconstruction_losses(networks: DGNet, batch: PairBatch, config: LossConfig,
         # clothes.
         looks = torch.cat([look_a, look_b, look_b, look_a])
         positive, swapped = networks.decoder(s, looks, networks.light(images)).chunk(2)
-        change = changes(positive, swapped, torch.cat([p.worn for p in palettes]) if all(palettes) else None)
+        change = changes(positive, swapped, torch.cat([p.worn for p in palettes]) if palettes else None)
         share = networks.cover.emphasis(change.foretold)
         pairs = {"positive": (_counted(positive, share), _counted(images, share))}
         weights["positive"] += config.image_weight
-    if all(palettes):
+    if palettes:
         pairs["palette"] = beside(torch.cat([p.colours for p in palettes]), images, change)
         weights["palette"] = config.positive_weight
     total, found = l1_kl_loss(list(pairs.values()), [weights[name] for name in pairs])
