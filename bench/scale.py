@@ -204,7 +204,7 @@ class Pair(NamedTuple):
 
 
 PAIRS = (
-    Pair("quick start, 128 x 64, batch 4", 4 * 544_316, 0.689, 0.719),
+    Pair("quick start with stripes, 128 x 64, batch 4", 4 * 544_316, 0.689, 0.719),
     Pair("paper's networks, 64 x 48, batch 2", gradients(PARAMETERS)[1], 1.807, 2.184),
 )
 

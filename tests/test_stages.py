@@ -23,7 +23,7 @@ from tests import tiny
 from tests.counting import Cost
 
 CLASSES = 5
-LIMIT_CALLS, LIMIT_CASTS, LIMIT_VIEWS = 8240, 440, 1830  # of a step in bf16; 8930, 1740 and 2149 where each pass cast
+LIMIT_CALLS, LIMIT_CASTS, LIMIT_VIEWS = 8240, 440, 1840  # of a step in bf16; 8930, 1740 and 2149 where each pass cast
 MODEL = dataclasses.replace(tiny.MODEL, prim_dropout=0.0, fine_dropout=0.0)
 
 

@@ -68,13 +68,10 @@ def worn(own: Tensor, others: Tensor, images: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     near = (images - plane(own, height, width)).abs().mean(1, keepdim=True)
-    found = torch.zeros_like(near)
-    strangers = others.split(len(images))
-    for other in strangers:
-        far = (images - plane(other, height, width)).abs().mean(1, keepdim=True)
-        # A difference counts by its sign more than by its size, or few odd pixels would tell more than all others.
-        found += ((far - near) / _CLEAR).tanh()
-    return found / len(strangers)
+    strangers = plane(others, height, width).unflatten(0, (-1, len(images)))
+    far = (images - strangers).abs().mean(2, keepdim=True)
+    # A difference counts by its sign more than by its size, or few odd pixels would tell more than all others.
+    return ((far - near) / _CLEAR).tanh().mean(0)
 
 
 def details(painted: Tensor) -> Tensor:
