@@ -315,9 +315,8 @@ def generator_losses(
         f_a, f_b = f_a.detach(), f_b.detach()
     l1["appearance_code"] = weights.appearance_code, ((f_a, a.f), (f_b, b.f))
 
-    if counts(
-        weights.structure_code, weights.cycle
-    ):  # before the warm-up neither counts, and nothing of it is computed
+    # Before the warm-up neither counts, and nothing of it is computed.
+    if counts(weights.structure_code, weights.cycle):
         swapped = torch.cat([x_ab, x_ba])  # in the order of their structures: a's bodies, b's bodies
         if structure_learns:
             s = networks.structure(grey(swapped.detach()))
@@ -327,7 +326,7 @@ def generator_losses(
         l1["structure_code"] = weights.structure_code, ((s_a, a.s.detach()), (s_b, b.s.detach()))
         if counts(weights.cycle):
             shown = (x_ba, again_a._replace(code=f_a)), (x_ab, again_b._replace(code=f_b))
-            looks = torch.cat([look_again(networks, x, seen, appearance_code_gradient) for x, seen in shown])
+            looks = torch.cat([look_again(networks, x, out, appearance_code_gradient) for x, out in shown])
             cycled_a, cycled_b = networks.decoder(s, looks, networks.light(swapped.detach())).chunk(2)
             l1["cycle"] = weights.cycle, beside_images(cycled_a, cycled_b)
 
