@@ -64,8 +64,9 @@ class Cover(NamedTuple):
         return bodies + self.opacity(painted[:, 3:]) * (painted[:, :3] - bodies)
 
 
-# What two painted pictures differ by is never 0, even in the scene. What a palette foretells better than another is, in
-# the mean, so there less is enough; and since G adds details alone to a palette, it need not learn scenes at all.
+# PAINTED: G foretells how two pictures that it painted differ. In the scene they differ a little, hence the margin.
+# SEEN: G foretells how much better one palette fits than another. In the scene that is 0 on average, so no margin is
+# needed. G adds only details to a palette and need not learn scenes, so their pixels hardly count.
 PAINTED = Cover(faint=0.09, full=0.18, scene=0.2)
 SEEN = Cover(faint=0.0, full=0.1, scene=0.02)
 
