@@ -53,18 +53,24 @@ def by_height(values, height):
 
 
 def edges(images):
-    """Mean colours of the left, right, upper and lower edge, and how far pixels are from them, [N, 24]."""
+    """Mean colours of the four edges, and how far pixels are from them and from grey, [N, 36]."""
     e = images.shape[3] // 10
     sides = images[:, :, :, :e], images[:, :, :, -e:], images[:, :, :e], images[:, :, -e:]
     means = [side.mean((2, 3)) for side in sides]
     far = [
         torch.sqrt(((side - m[..., None, None]) ** 2).mean((2, 3)) + 1e-5) for side, m in zip(sides, means, strict=True)
     ]
-    return torch.cat(means + far, 1)
+    vivid = [(side[:, [0, 1, 2]] - side[:, [2, 0, 1]]).abs().mean((2, 3)) for side in sides]
+    return torch.cat(means + far + vivid, 1)
 
 
-def palette(net, seen, images):
-    """Code [N, parts, C] and colours [N, 3, H/4] of the clothes in pictures, place by place."""
+def counted(foretold):
+    """What pixels count where clothes are foretold, [N, 1, H, W]."""
+    return foretold.detach().clamp(0) ** 2 + 2e-3
+
+
+def palette(net, seen, images, foretold):
+    """Code [N, parts, C] and colours [N, 3, H/4] of the clothes in pictures, place by place; their light."""
     features = seen.features
     n, c, h, w = features.shape
     rows, columns = torch.linspace(-1, 1, h, dtype=images.dtype), torch.linspace(-1, 1, w, dtype=images.dtype)
@@ -75,14 +81,15 @@ def palette(net, seen, images):
     for part in range(net.parts):
         of = slice(part * h // net.parts, (part + 1) * h // net.parts)
         code.append((weights * features)[:, :, of].mean((2, 3)) / (weights[:, :, of].mean((2, 3)) + 1e-6))
-    pixels = F.avg_pool2d(images, 4)
+    share = torch.ones_like(images[:, :1]) if foretold is None else counted(foretold)
+    pixels, share = F.avg_pool2d(share * images, 4), F.avg_pool2d(share, 4)
     worn = F.interpolate(worn, size=pixels.shape[2:], mode="bilinear")
     weights = torch.exp(worn - worn.amax((2, 3), keepdim=True))
     colours = []
     for row in range(pixels.shape[2]):
         away = torch.arange(pixels.shape[2], dtype=images.dtype) - row
         near = torch.exp(-(away**2) / (2 * net.log_reach.exp() ** 2))[:, None]
-        colours.append((near * weights * pixels).sum((2, 3)) / ((near * weights).sum((2, 3)) + 1e-6))
+        colours.append((near * weights * pixels).sum((2, 3)) / ((near * weights * share).sum((2, 3)) + 1e-6))
     return torch.stack(code, 1), torch.stack(colours, 2), edges(images)
 
 
@@ -98,11 +105,17 @@ def plane(colours, like):
     return F.interpolate(colours, size=like.shape[2], mode="linear")[..., None].expand_as(like[:, :3])
 
 
+def sharp(x):
+    """Pictures less the mean around each pixel."""
+    around = x.shape[2] // 40
+    return x - F.avg_pool2d(x, 2 * around + 1, 1, around, count_include_pad=False)
+
+
 def decoder(net, s, f, bodies):
     """G: structure codes and what is known of clothes (appearance codes [N, code], or palettes) -> images."""
     x, colours = s, None
     if net.palette:
-        colours, f = plane(lit(net.palette, f, bodies), bodies), f[0].transpose(1, 2).flatten(1)
+        colours, f = plane(lit(net.palette, f, bodies), bodies).detach(), f[0].transpose(1, 2).flatten(1)
     for i, block in enumerate(net.blocks):
         if net.stripes:
             code = f.reshape(len(f), -1, net.stripes).transpose(1, 2)
@@ -124,19 +137,21 @@ def decoder(net, s, f, bodies):
     painted = padded(net.to_rgb, x, 0)
     if colours is None:
         return painted
-    around = painted.shape[2] // 40
-    mean = F.avg_pool2d(painted, 2 * around + 1, 1, around, count_include_pad=False)
-    painted = colours + painted - mean
+    painted = colours + sharp(painted)
     return painted if net.mask is None else torch.cat([painted, mask(net.mask, s)], 1)
 
 
 def mask(net, s):
     """Where bodies wear clothes, [N, 1, H, W]."""
-    x = s
-    for block in net.upsample:
-        x = padded(block.conv, F.interpolate(x, scale_factor=2), 2)
-        x = lrelu(layer_norm(x, block.gamma, block.beta))
-    return padded(net.to_mask, x, 1)
+    rows, columns = (torch.linspace(-1, 1, n, dtype=s.dtype) for n in s.shape[2:])
+    x = torch.stack([rows[:, None].expand(s.shape[2:]), columns.expand(s.shape[2:]), columns.expand(s.shape[2:]) ** 2])
+    for layer in net.place:
+        x = padded(layer, x[None], 0)[0] if hasattr(layer, "weight") else lrelu(x)
+    by_place = F.interpolate(x[None], scale_factor=4, mode="bilinear")
+    x = padded(net.upsample.conv, F.interpolate(s, scale_factor=2), 2)
+    x = lrelu(layer_norm(x, net.upsample.gamma, net.upsample.beta))
+    x = padded(net.to_mask, lrelu(padded(net.refine, x, 1)), 1)
+    return F.pixel_shuffle(x, 2) + by_place
 
 
 def worn(net, own, strangers, image):
@@ -213,8 +228,8 @@ def soft_label(teacher, images, style, clothes, body, confidence):
 
 def cover(change, seen):
     """How far what G paints covers the body's picture: from nothing at a change of 0.09 to all of it at 0.18; where G
-    sees clothes, of 0 and 0.1."""
-    faint, full = (0.0, 0.1) if seen else (0.09, 0.18)
+    sees clothes, of 0.03 and 0.13."""
+    faint, full = (0.03, 0.13) if seen else (0.09, 0.18)
     return ((change.detach() - faint) / (full - faint)).clamp(0, 1)
 
 
@@ -224,7 +239,7 @@ def beside(colours, image, foretold):
     column = torch.linspace(-1, 1, pixels.shape[3], dtype=image.dtype)
     counts = torch.exp(-((column / 0.35) ** 2)).expand(len(image), 1, *pixels.shape[2:])
     if foretold is not None:
-        counts = counts * (F.avg_pool2d(foretold[:, None], 4).detach().clamp(0) ** 2 + 2e-3)
+        counts = counts * counted(F.avg_pool2d(foretold, 4))
     return l1(
         counts / counts.mean((2, 3), keepdim=True) * colours[..., None],
         counts / counts.mean((2, 3), keepdim=True) * pixels,
@@ -264,11 +279,14 @@ def iteration(
         seen_a, seen_b, seen_pa, seen_pb = e_a(a.image), e_a(b.image), e_a(a.positive), e_a(b.positive)
     f_a, f_b = seen_a.code, seen_b.code
 
-    def look(seen, image):
-        return palette(g.palette, seen, image) if g.palette else seen.code
+    def look(seen, image, s):
+        return palette(g.palette, seen, image, mask(g.mask, s) if g.mask else None) if g.palette else seen.code
 
-    look_a, look_b = look(seen_a, a.image), look(seen_b, b.image)
-    look_pa, look_pb = look(seen_pa, a.positive), look(seen_pb, b.positive)
+    s_pa = s_pb = None
+    if g.mask:
+        s_pa, s_pb = structure(e_s, grey(a.positive)), structure(e_s, grey(b.positive))
+    look_a, look_b = look(seen_a, a.image, s_a), look(seen_b, b.image, s_b)
+    look_pa, look_pb = look(seen_pa, a.positive, s_pa), look(seen_pb, b.positive, s_pb)
     x_ba, x_ab = decoder(g, s_b, look_a, b.image), decoder(g, s_a, look_b, a.image)
     x_a, x_b = decoder(g, s_a, look_a, a.image), decoder(g, s_b, look_b, b.image)
     xp_a, xp_b = decoder(g, s_a, look_pa, a.image), decoder(g, s_b, look_pb, b.image)
@@ -279,16 +297,23 @@ def iteration(
         foretold_a, foretold_b = (xp_a[:, 3] + x_ab[:, 3]) / 2, (xp_b[:, 3] + x_ba[:, 3]) / 2
         true_a, true_b = (xp_a - x_ab)[:, :3].abs().mean(1).detach(), (xp_b - x_ba)[:, :3].abs().mean(1).detach()
         if g.palette:
-            true_a = worn(g.palette, look_pa, look_b, a.image)
-            true_b = worn(g.palette, look_pb, look_a, b.image)
+            of_a = [torch.cat(parts) for parts in zip(look_a, look_pa, strict=True)]
+            of_b = [torch.cat(parts) for parts in zip(look_b, look_pb, strict=True)]
+            true_a, true_b = worn(g.palette, look_pa, of_b, a.image), worn(g.palette, look_pb, of_a, b.image)
         change = ((foretold_a - true_a) ** 2).mean() + ((foretold_b - true_b) ** 2).mean()
         scene = 0.02 if g.palette else 0.2
         share_a, share_b = (
             scene + (1 - scene) * cover(foretold, g.palette)[:, None] for foretold in (foretold_a, foretold_b)
         )
         cover_a, cover_b = cover(x_ab[:, 3:], g.palette), cover(x_ba[:, 3:], g.palette)
-        x_ab = (1 - cover_a) * a.image + cover_a * x_ab[:, :3]
-        x_ba = (1 - cover_b) * b.image + cover_b * x_ba[:, :3]
+        x_ab, x_ba = x_ab[:, :3], x_ba[:, :3]
+        if g.palette:
+            sure_a = plane(lit(g.palette, look_b, a.image), x_ab).detach()
+            sure_b = plane(lit(g.palette, look_a, b.image), x_ba).detach()
+            x_ab = 0.25 * x_ab + 0.75 * sure_a + 0.3 * sharp(grey(a.image))
+            x_ba = 0.25 * x_ba + 0.75 * sure_b + 0.3 * sharp(grey(b.image))
+        x_ab = (1 - cover_a) * a.image + cover_a * x_ab
+        x_ba = (1 - cover_b) * b.image + cover_b * x_ba
 
     # D update
     real = fake = r1 = 0.0
@@ -315,8 +340,13 @@ def iteration(
         "change": change,
     }
     if g.palette:
-        losses["palette"] = beside(lit(g.palette, look_pa, a.image), a.image, foretold_a)
-        losses["palette"] = losses["palette"] + beside(lit(g.palette, look_pb, b.image), b.image, foretold_b)
+        seen_in = lambda s: mask(g.mask, s) if g.mask else None  # noqa: E731
+        losses["palette"] = (
+            beside(lit(g.palette, look_pa, a.image), a.image, seen_in(s_a))
+            + beside(lit(g.palette, look_pb, b.image), b.image, seen_in(s_b))
+            + beside(lit(g.palette, look_a, a.positive), a.positive, seen_in(s_pa))
+            + beside(lit(g.palette, look_b, b.positive), b.positive, seen_in(s_pb))
+        ) / 2  # a mean over images and positives, summed over both streams
     judge = copied(e_a, batch_statistics)
     again_a, again_b = judge(x_ba), judge(x_ab)
     fr_a, fr_b = again_a.code, again_b.code
@@ -331,11 +361,11 @@ def iteration(
     losses["structure_code"] = l1(sr_a, s_a.detach()) + l1(sr_b, s_b.detach())
     look_a, look_b = fr_a, fr_b
     if g.palette and appearance_code_gradient:
-        look_a, look_b = look(again_a, x_ba), look(again_b, x_ab)
+        look_a, look_b = look(again_a, x_ba, sr_b), look(again_b, x_ab, sr_a)
     elif g.palette:
         look_a, look_b = (
-            look(again._replace(features=again.features.detach()), x.detach())
-            for again, x in ((again_a, x_ba), (again_b, x_ab))
+            look(again._replace(features=again.features.detach()), x.detach(), s)
+            for again, x, s in ((again_a, x_ba, sr_b), (again_b, x_ab, sr_a))
         )
     cycled_a = decoder(g, sr_a, look_a, x_ab.detach())[:, :3]
     cycled_b = decoder(g, sr_b, look_b, x_ba.detach())[:, :3]

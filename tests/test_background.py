@@ -12,6 +12,8 @@ from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.models import DGNet
 from dgfast.models.appearance import AppearanceOutput
 from dgfast.models.background import PAINTED, SEEN, changes
+from dgfast.models.palette import details
+from dgfast.models.structure import grey
 from dgfast.training.step import reconstruction_losses
 from tests.tiny import MODEL, SIZE
 
@@ -29,6 +31,13 @@ def test_pixels_that_do_not_change_are_the_bodys_and_those_that_do_are_painted(c
         body, colours = bodies[n % 2], painted[n, :3]
         expected = torch.stack([body[..., 0], (body[..., 1] + colours[..., 1]) / 2, colours[..., 2]], -1)
         torch.testing.assert_close(found[n], expected)
+
+
+def test_clothes_take_over_some_of_the_bodys_details_and_less_of_those_that_g_paints():
+    painted, bodies, palette = torch.randn(2, 4, 80, 40), torch.randn(1, 3, 80, 40), torch.randn(2, 3, 80, 40)
+    painted[:, 3] = 9.0
+    expected = SEEN.doubt * palette + (1 - SEEN.doubt) * painted[:, :3] + SEEN.own * details(grey(bodies))
+    torch.testing.assert_close(SEEN.over(painted, bodies, palette), expected)
 
 
 @both

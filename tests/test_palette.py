@@ -9,7 +9,7 @@ from dgfast.models import DGNet
 from dgfast.models.dgnet import load_model, save_model
 from dgfast.models.palette import LIGHT, ROW, Palette, details, light, worn
 from dgfast.models.structure import grey
-from dgfast.training.palettes import compare
+from dgfast.training.palettes import compare, looks_at
 from tests.tiny import MODEL, SIZE
 
 SEES = dataclasses.replace(MODEL, modulation="attention", background="kept")
@@ -72,7 +72,11 @@ def test_light_is_that_of_the_edges():
     inner[:, :, 3:-3, 3:-3] = 9.0
     torch.testing.assert_close(light(images), light(inner))
     torch.testing.assert_close(light(images)[:, :3], images[..., :3].mean((2, 3)))
-    torch.testing.assert_close(light(images)[:, -3:], images[..., -3:, :].std((2, 3), correction=0), atol=1e-4, rtol=0)
+    lowest = images[..., -3:, :]
+    torch.testing.assert_close(light(images)[:, 21:24], lowest.std((2, 3), correction=0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(light(images)[:, -1], (lowest[:, 2] - lowest[:, 1]).abs().mean((1, 2)))
+    grey_images = images[:, :1].expand(-1, 3, -1, -1)
+    assert not light(grey_images)[:, 24:].any()
 
 
 def test_details_have_no_tone():
@@ -115,26 +119,51 @@ def test_the_mask_is_the_bodys_whatever_it_wears():
     torch.manual_seed(0)
     networks = DGNet(SEES, 4).eval()
     bodies, clothes = torch.randn(2, 3, *SIZE), torch.randn(4, 3, *SIZE)
+    torch.nn.init.normal_(networks.decoder.mask.to_mask.weight, std=0.1)
     with torch.no_grad():
         painted = networks.decoder(networks.structure(grey(bodies)), networks.look(clothes), networks.light(bodies))
     torch.testing.assert_close(painted[:2, 3], painted[2:, 3])
     assert not torch.equal(painted[0, 3], painted[1, 3]) and not torch.equal(painted[:2, :3], painted[2:, :3])
 
 
-def test_every_image_is_compared_with_every_stranger():
+def test_pictures_are_compared_with_the_other_of_the_person_and_images_with_every_stranger():
     torch.manual_seed(0)
     networks = DGNet(SEES, 4).eval()
-    images, positives, strangers = (torch.randn(n, 3, *SIZE) for n in (2, 2, 3))
+    a, b, a_positive, b_positive = pictures = [torch.randn(2, 3, *SIZE) for _ in range(4)]
+    palette = networks.decoder.palette
+    torch.nn.init.normal_(palette.relight[-1].weight, std=0.1)
     with torch.no_grad():
-        own, others = networks.look(positives), networks.look(strangers)
-        found = compare(networks, own, others, images)
-        palette = networks.decoder.palette
-        for n in range(2):
-            image, light_there = images[n : n + 1], light(images[n : n + 1])
-            colours = palette.colours(own[n : n + 1], light_there)
-            each = [worn(colours, palette.colours(others[k : k + 1], light_there), image) for k in range(3)]
-            torch.testing.assert_close(found.colours[n], colours[0])
-            torch.testing.assert_close(found.worn[n], torch.stack(each).mean(0)[0])
+        seen = [networks.appearance(x) for x in pictures]
+        looks = looks_at(networks, pictures, seen, networks.structure(grey(torch.cat([a, b]))))
+        found = compare(networks, looks, torch.cat([a, b]))
+        each = [networks.look(x) for x in pictures]
+        torch.testing.assert_close(torch.cat(looks.each), torch.cat(each))
+        partners = torch.cat([each[2], each[3], each[0], each[1]])
+        torch.testing.assert_close(found.colours, palette.colours(partners, light(torch.cat(pictures))))
+        for n, image in enumerate(torch.cat([a, b])):
+            of_image = light(image[None])
+            own = palette.colours(partners[n : n + 1], of_image)
+            strangers = torch.cat(each[1::2] if n < 2 else each[::2])
+            seen_by = [worn(own, palette.colours(strangers[k : k + 1], of_image), image[None]) for k in range(4)]
+            torch.testing.assert_close(found.worn[n], torch.stack(seen_by).mean(0)[0])
+
+
+def test_what_is_foretold_as_clothes_gives_a_palette_its_colours():
+    palette, images = fresh(), torch.full((1, 3, 48, 48), -2.0)
+    images[..., 12:36] = 1.0
+    foretold = torch.zeros(1, 1, 48, 48)
+    foretold[..., 12:36] = 0.5
+    features = torch.zeros(1, 16, 6, 6)
+    without, with_mask = (palette.split(palette(features, images, told))[2] for told in (None, foretold))
+    assert without.max() < 0.9
+    torch.testing.assert_close(with_mask, torch.ones_like(with_mask), atol=0.05, rtol=0)
+
+
+def test_g_is_told_of_the_light():
+    networks = DGNet(SEES, 4).eval()
+    images = torch.randn(1, 3, *SIZE)
+    with pytest.raises(ValueError, match="light"):
+        networks.decoder(networks.structure(grey(images)), networks.look(images))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -11,6 +11,8 @@ from .layers import SLOPE, inside, kaiming_fan_in, reflect_activated, through
 from .palette import Palette, details, plane
 from .upsampled_convolution import UpsampledConvolution
 
+PLACE_HIDDEN = 32  # width of the network that tells from a place alone whether clothes are there
+
 
 class InjectedBlock(nn.Module):
     """[3x3 AdaIN LeakyReLU, 3x3 AdaIN] + x: the residual block into which the appearance is injected.
@@ -114,8 +116,9 @@ class UpsampleBlock(nn.Module):
 
 
 class ClothesMask(nn.Module):
-    """Where a body wears clothes, told from its structure alone, whatever it is dressed in: two upsampling blocks and a
-    convolution.
+    """Where a body wears clothes, whatever it is dressed in: what its place in the picture tells, for boxes have people
+    in their middle, and what its structure tells beyond that. Place alone is right on scenes never seen; structure
+    alone is not (docs/generation.md).
 
     Args:
         channels: C, of the structure code.
@@ -123,8 +126,22 @@ class ClothesMask(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.upsample = nn.ModuleList([UpsampleBlock(channels), UpsampleBlock(channels // 2)])
-        self.to_mask = nn.Conv2d(channels // 4, 1, 3)
+        half = channels // 2
+        self.place = nn.Sequential(
+            nn.Conv2d(3, PLACE_HIDDEN, 1),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(PLACE_HIDDEN, PLACE_HIDDEN, 1),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(PLACE_HIDDEN, 1, 1),
+        )
+        self.upsample = UpsampleBlock(channels)
+        self.refine = nn.Conv2d(half, half, 3)
+        self.to_mask = nn.Conv2d(half, 4, 3)  # of each place its four pixels
+
+    def start(self) -> None:
+        """Begin with a mask of 0."""
+        for layer in (self.place[-1], self.to_mask):
+            nn.init.zeros_(layer.weight)
 
     def forward(self, structure: Tensor) -> Tensor:
         """Return the mask [M, 1, H, W], some -1 .. 1.
@@ -132,7 +149,13 @@ class ClothesMask(nn.Module):
         Args:
             structure: [M, C, H/4, W/4].
         """
-        return self.to_mask(self.upsample[1](self.upsample[0](structure, 0), 1))
+        like = self.place[0].weight
+        row, column = (torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in structure.shape[2:])
+        places = torch.stack(torch.meshgrid(row, column, indexing="ij"))
+        by_place = self.place(torch.cat([places, places[1:].square()])[None])
+        x = reflect_activated(self.refine(self.upsample(structure, 1)))
+        by_structure = F.pixel_shuffle(self.to_mask(x), 2)
+        return by_structure + F.interpolate(by_place, size=by_structure.shape[2:], mode="bilinear", align_corners=False)
 
 
 class Decoder(nn.Module):
@@ -184,6 +207,8 @@ class Decoder(nn.Module):
         self.mask = ClothesMask(channels) if foretells and sees else None
         self.palette = Palette(sees, stripes) if sees else None
         kaiming_fan_in(self)
+        if self.mask:
+            self.mask.start()
         if self.palette:
             self.palette.start()
             with torch.no_grad():
@@ -196,14 +221,21 @@ class Decoder(nn.Module):
             structure: [M, channels, H/4, W/4]; pictures of blank ones give no gradients (blank.py).
             look: [N, code], the appearance code, channel-major, N a multiple of M; what `Palette` makes of a picture
                 where G `sees`.
-            light: [M, 24], `palette.light` of the bodies' pictures, where G `sees`.
+            light: [M, 36], `palette.light` of the bodies' pictures, where G `sees`.
 
         Returns:
             Images [N, 3, H, W], RGB, normalised; no activation bounds them. [N, 4, H, W] where G foretells changes.
+
+        Raises:
+            ValueError: G `sees`, and is not told the light.
         """
         code, colours = look, None
-        if self.palette is not None and light is not None:
-            colours = self.palette.colours(look, light)
+        if self.palette is not None:
+            if light is None:
+                raise ValueError("G looks for the clothes: it needs the light of the bodies' pictures, too")
+            # The palette learns from what it foretells alone. Through G's picture it would also learn to make up for
+            # the details that G still gets wrong (docs/generation.md).
+            colours = self.palette.colours(look, light).detach()
             code = self.palette.split(look)[0]
         x = reflect(structure, 1)
         if self.stripes:
@@ -215,11 +247,13 @@ class Decoder(nn.Module):
         for upsample in self.upsample:
             x = through(upsample, x, int(upsample is self.upsample[-1]), recompute=self.recompute)
         rows = None
-        if colours is not None:
+        if colours is None:
+            x = self.refine[0](x)
+        else:
             height, width = (size - 2 for size in x.shape[2:])
-            rows = plane(colours, height, width).to(x.dtype, memory_format=torch.channels_last)
-            x = torch.cat([x, reflect(rows, 1)], 1)
-        x = reflect_activated(self.refine[0](x))
+            rows = plane(colours, height, width).to(x.dtype)
+            x = _beside(self.refine[0], x, rows[..., 0])
+        x = reflect_activated(x)
         painted = self.to_rgb(F.leaky_relu_(self.refine[1](x), SLOPE))
         if rows is not None:
             painted = rows + details(painted)
@@ -228,6 +262,25 @@ class Decoder(nn.Module):
         if not painted.requires_grad:
             return painted
         return untaught(painted, _repeat(blank(structure), len(code) // len(structure)))
+
+
+def _beside(conv: nn.Conv2d, x: Tensor, rows: Tensor) -> Tensor:
+    """What a 3x3 convolution makes of x with rows of colours beside it, as further channels that hang on height alone.
+
+    A convolution of such channels is one along the height, with the sum of the weights across. It takes next to no
+    time, and x is not copied to stand beside them.
+
+    Args:
+        conv: of C + 3 channels.
+        x: [N, C, H + 2, W + 2], with a reflected border of one pixel.
+        rows: [N, 3, H].
+
+    Returns:
+        [N, ..., H, W].
+    """
+    depth = x.shape[1]
+    of_rows = F.conv1d(F.pad(rows, (1, 1), mode="reflect"), conv.weight[:, depth:].sum(3), conv.bias)
+    return F.conv2d(x, conv.weight[:, :depth]) + of_rows[..., None]
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:

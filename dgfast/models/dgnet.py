@@ -19,8 +19,8 @@ from .appearance import AppearanceEncoder, AppearanceOutput
 from .background import PAINTED, SEEN, Cover
 from .decoder import Decoder
 from .discriminator import Discriminator
-from .palette import light
-from .structure import StructureEncoder
+from .palette import light, plane
+from .structure import StructureEncoder, grey
 from .teacher import Teacher
 
 FORMAT = "dgfast-2"  # since then a file holds a checksum; the one before it was dgfast-1
@@ -67,17 +67,25 @@ class DGNet(nn.Module):
         """From which change on a pixel is G's, with `--background kept`."""
         return SEEN if self.config.modulation == "attention" else PAINTED
 
-    def look(self, images: Tensor, seen: AppearanceOutput | None = None) -> Tensor:
+    def look(self, images: Tensor, seen: AppearanceOutput | None = None, structure: Tensor | None = None) -> Tensor:
         """What G gets of pictures of clothes.
 
         Args:
             images: [N, 3, H, W], normalised.
             seen: what E_a makes of them; None: made here.
+            structure: what E_s makes of them, likewise.
         Returns:
             [N, code]: the appearance codes; with `--modulation attention` [N, L], what `Palette` makes of the pictures.
         """
         seen = seen or self.appearance(images)
-        return self.decoder.palette(seen.features, images) if self.decoder.palette else seen.code
+        palette, mask = self.decoder.palette, self.decoder.mask
+        if palette is None:
+            return seen.code
+        if mask is None:
+            return palette(seen.features, images)
+        with torch.no_grad():
+            foretold = mask(self.structure(grey(images)) if structure is None else structure)
+        return palette(seen.features, images, foretold)
 
     def light(self, *images: Tensor) -> Tensor | None:
         """What G gets of the light in pictures of bodies.
@@ -85,7 +93,7 @@ class DGNet(nn.Module):
         Args:
             images: [M, 3, H, W], normalised; one batch or several.
         Returns:
-            [M, 24], of all batches, with `--modulation attention`; else None.
+            [M, 36], of all batches, with `--modulation attention`; else None.
         """
         return torch.cat([light(x) for x in images]) if self.decoder.palette else None
 
@@ -99,10 +107,25 @@ class DGNet(nn.Module):
         Returns:
             [N, 3, H, W], normalised.
         """
-        painted = self.decoder(structure, look, self.light(bodies))
-        if self.config.background == "painted":
-            return painted
-        return self.cover.over(painted, bodies)
+        light = self.light(bodies)
+        painted = self.decoder(structure, look, light)
+        return painted if self.config.background == "painted" else self.laid_over(painted, look, light, bodies)
+
+    def laid_over(self, painted: Tensor, look: Tensor, light: Tensor | None, bodies: Tensor) -> Tensor:
+        """Painted clothes over pictures of the bodies, with `--background kept`.
+
+        Args:
+            painted: [N, 4, H, W], what G made of the next two.
+            look: [N, ...], what `look` gives of the clothes.
+            light: [M, 36], of the bodies' pictures, or None; as `light` gives it.
+            bodies: [M, 3, H, W], normalised; picture n is of body n mod M.
+        Returns:
+            [N, 3, H, W], normalised.
+        """
+        colours = None
+        if self.decoder.palette is not None and light is not None:
+            colours = plane(self.decoder.palette.colours(look, light).detach(), *painted.shape[2:])
+        return self.cover.over(painted, bodies, colours)
 
 
 def make_teacher(config: ModelConfig, num_classes: int) -> Teacher:

@@ -5,6 +5,7 @@ person's clothes: that teaches where to look, and how light changes colours. And
 strangers' palettes do, there are clothes: that teaches the mask by which a background is kept.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,73 +14,116 @@ from torch import Tensor
 
 from dgfast.models import DGNet
 from dgfast.models.appearance import AppearanceOutput
-from dgfast.models.background import Change
-from dgfast.models.palette import ROW, worn
+from dgfast.models.palette import ROW, counted, worn
+from dgfast.models.structure import grey
 
-# What a pixel of a palette's reconstruction counts: by its column, of half the width, and by its foretold change.
-MIDDLE, UNKNOWN = 0.35, 2e-3
-
-
-class Comparison(NamedTuple):
-    """Palettes of other pictures of the same people, beside their images."""
-
-    colours: Tensor
-    """[N, 3, H/4], in the light of the images."""
-    worn: Tensor
-    """[N, 1, H, W], -1 .. 1: how much better they foretell each pixel than strangers' palettes."""
+MIDDLE = 0.35  # of half the width: where in a row the pixels count most that a palette should foretell
 
 
-def compare(networks: DGNet, own: Tensor, strangers: Tensor, images: Tensor) -> Comparison | None:
-    """Compare images with the palette of another picture of the same person, and with those of strangers.
+class Looks(NamedTuple):
+    """What G gets of the pictures of an iteration: of the first and the second stream, then of their positives."""
+
+    each: list[Tensor]
+    """[N, ...] each, as `DGNet.look` gives it."""
+    light: Tensor | None = None
+    """[4N, 36], of all pictures, where G looks for the clothes."""
+    foretold: Tensor | None = None
+    """[4N, 1, H, W], how much other clothes would change each pixel, where G tells that from the structure."""
+
+    @property
+    def of_bodies(self) -> Tensor | None:
+        """[2N, 36], the light of both streams' images."""
+        return None if self.light is None else self.light[: len(self.light) // 2]
+
+
+def looks_at(networks: DGNet, pictures: Sequence[Tensor], seen: Sequence[AppearanceOutput], structure: Tensor) -> Looks:
+    """Look at all pictures of an iteration.
 
     Args:
         networks: DG-Net.
-        own: [N, L], what `DGNet.look` gave of the other pictures.
-        strangers: [K, L], of pictures of other people; every image is compared with each.
-        images: [N, 3, H, W], normalised.
+        pictures: images [N, 3, H, W] of the first and the second stream and their positives, normalised.
+        seen: what E_a makes of each.
+        structure: [2N, ...], what E_s makes of both streams' images.
+    """
+    palette, mask = networks.decoder.palette, networks.decoder.mask
+    if palette is None:
+        return Looks([out.code for out in seen])
+    foretold = None
+    if mask is not None:
+        with torch.no_grad():
+            of_positives = networks.structure(grey(torch.cat(list(pictures[2:]))))
+            foretold = mask(torch.cat([structure.detach(), of_positives]))
+    looks = palette(torch.cat([out.features for out in seen]), torch.cat(list(pictures)), foretold)
+    return Looks(list(looks.chunk(len(pictures))), palette.split(looks)[1], foretold)
+
+
+class Comparison(NamedTuple):
+    """What palettes foretell of pictures: that of a positive of its image, and that of an image of its positive."""
+
+    colours: Tensor
+    """[4N, 3, H/4], of the images of the first and the second stream, then of their positives; in their light."""
+    worn: Tensor
+    """[2N, 1, H, W], -1 .. 1, of the images: how much better their positives' palettes foretell each pixel than those
+    of all pictures of the other stream."""
+
+
+def compare(networks: DGNet, looks: Looks, images: Tensor) -> Comparison | None:
+    """Compare pictures with the palettes of other pictures of the same people, and with those of strangers.
+
+    Args:
+        networks: DG-Net.
+        looks: at the pictures.
+        images: [2N, 3, H, W], both streams, normalised.
     Returns:
         None where G does not look for the clothes.
     """
-    palette, light = networks.decoder.palette, networks.light(images)
-    if palette is None or light is None:
+    palette = networks.decoder.palette
+    if palette is None or looks.light is None or looks.of_bodies is None:
         return None
-    colours = palette.colours(own, light)
-    others = palette.colours(strangers.repeat_interleave(len(images), 0), light)
-    return Comparison(colours, worn(colours, others, images))
+    first, second, *positives = looks.each
+    colours = palette.colours(torch.cat([*positives, first, second]), looks.light)
+    with torch.no_grad():
+        strangers = torch.cat([torch.stack([second, first], 1), torch.stack(positives[::-1], 1)])
+        # Stranger k of every image comes before stranger k + 1.
+        strangers = strangers.repeat_interleave(len(first), 1).flatten(0, 1)
+        others = palette.colours(strangers, looks.of_bodies)
+    return Comparison(colours, worn(colours[: len(images)], others, images))
 
 
-def beside(colours: Tensor, images: Tensor, change: Change | None) -> tuple[Tensor, Tensor]:
+def beside(palettes: Comparison, looks: Looks, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Palettes and the pixels that they should foretell, each times what it counts.
 
     A pixel counts the more, the more other clothes would change it. While G cannot tell yet, the middle counts most,
     where people stand.
 
     Args:
-        colours: [N, 3, H/4], in the light of the images.
-        images: [N, 3, H, W], normalised.
-        change: as G foretells it, with `--background kept`.
+        palettes: what `compare` made of the pictures.
+        looks: at the pictures.
+        pictures: images [N, 3, H, W] of the first and the second stream and their positives, normalised.
     Returns:
-        found and wanted, [N, 3, H/4, W/4].
+        found and wanted, [4N, 3, H/4, W/4].
     """
+    images = torch.cat(list(pictures))
     column = torch.linspace(-1, 1, images.shape[3] // ROW, device=images.device)
     counts = torch.exp(-(column / MIDDLE).square()).expand(len(images), 1, images.shape[2] // ROW, -1)
-    if change is not None:
-        counts = counts * (F.avg_pool2d(change.foretold.detach(), ROW).clamp(0).square() + UNKNOWN)
+    if looks.foretold is not None:
+        counts = counts * counted(F.avg_pool2d(looks.foretold, ROW))
     counts = counts / counts.mean((2, 3), keepdim=True)
-    return counts * colours[..., None], counts * F.avg_pool2d(images, ROW)
+    return counts * palettes.colours[..., None], counts * F.avg_pool2d(images, ROW)
 
 
-def look_again(networks: DGNet, images: Tensor, seen: AppearanceOutput, gradient: bool) -> Tensor:
+def look_again(networks: DGNet, images: Tensor, seen: AppearanceOutput, structure: Tensor, gradient: bool) -> Tensor:
     """What G gets of generated pictures of clothes.
 
     Args:
         networks: DG-Net.
         images: [N, 3, H, W], generated.
         seen: what E_a' makes of them; its code as it is to be used.
+        structure: what E_s makes of them.
         gradient: whether the pictures learn from what G sees in them beside the code.
     Returns:
         [N, ...], as `DGNet.look` gives it.
     """
     if networks.decoder.palette and not gradient:
         images, seen = images.detach(), seen._replace(features=seen.features.detach())
-    return networks.look(images, seen)
+    return networks.look(images, seen, structure)

@@ -23,7 +23,7 @@ from dgfast.models.structure import grey
 
 from . import losses
 from .frozen import frozen, untracked
-from .palettes import Comparison, beside, compare, look_again
+from .palettes import Comparison, Looks, beside, compare, look_again, looks_at
 from .shared_pass import Features, shareable, shared_pass
 from .structure_jitter import jitter_structure
 
@@ -104,7 +104,6 @@ class Stream(NamedTuple):
     reconstructed_positive: Tensor  # G(s, f_positive)
     swapped: Tensor  # G(s of other, f): these clothes on the other stream's bodies
     change: Change | None = None  # of these bodies by other clothes, where their background is kept
-    palette: Comparison | None = None  # of the positive with these images, where G looks for the clothes
 
 
 class Translation(NamedTuple):
@@ -112,6 +111,8 @@ class Translation(NamedTuple):
 
     a: Stream  # of the first stream
     b: Stream  # of the second
+    looks: Looks  # at both streams and their positives
+    palettes: Comparison | None = None  # of both with their positives, where G looks for the clothes
 
 
 def translate(
@@ -138,22 +139,26 @@ def translate(
     with torch.no_grad():
         clean = (batch.a.image, batch.b.image, batch.a.positive, batch.b.positive)
         seen = each(networks.appearance, clean, joint_statistics)
-    a, b, a_positive, b_positive = map(networks.look, clean, seen)
+    looks = looks_at(networks, clean, seen, s)
+    a, b, a_positive, b_positive = looks.each
     # Bodies a, b in turn: first each in the other's clothes, then in its own, then in those of its positive.
     clothes = torch.cat([b, a, a, b, a_positive, b_positive])
-    x_ab, x_ba, x_a, x_b, x_a_positive, x_b_positive = networks.decoder(s, clothes, networks.light(*clean[:2])).chunk(6)
-    palette_a = compare(networks, a_positive, b, batch.a.image)
-    palette_b = compare(networks, b_positive, a, batch.b.image)
+    x_ab, x_ba, x_a, x_b, x_a_positive, x_b_positive = networks.decoder(s, clothes, looks.of_bodies).chunk(6)
+    palettes = compare(networks, looks, torch.cat(clean[:2]))
     change_a = change_b = None
     if networks.config.background == "kept":
-        change_a = changes(x_a_positive, x_ab, palette_a and palette_a.worn)
-        change_b = changes(x_b_positive, x_ba, palette_b and palette_b.worn)
-        x_ab, x_ba = networks.cover.over(x_ab, batch.a.image), networks.cover.over(x_ba, batch.b.image)
+        worn_a, worn_b = palettes.worn.chunk(2) if palettes else (None, None)
+        change_a, change_b = changes(x_a_positive, x_ab, worn_a), changes(x_b_positive, x_ba, worn_b)
+        light_a, light_b = (None, None) if looks.of_bodies is None else looks.of_bodies.chunk(2)
+        x_ab = networks.laid_over(x_ab, b, light_a, batch.a.image)
+        x_ba = networks.laid_over(x_ba, a, light_b, batch.b.image)
         x_a, x_b, x_a_positive, x_b_positive = (x[:, :3] for x in (x_a, x_b, x_a_positive, x_b_positive))
     f_a, f_b, f_a_positive, f_b_positive = (out.code for out in seen)
     return Translation(
-        Stream(s_a, f_a, f_a_positive, x_a, x_a_positive, swapped=x_ba, change=change_a, palette=palette_a),
-        Stream(s_b, f_b, f_b_positive, x_b, x_b_positive, swapped=x_ab, change=change_b, palette=palette_b),
+        Stream(s_a, f_a, f_a_positive, x_a, x_a_positive, swapped=x_ba, change=change_a),
+        Stream(s_b, f_b, f_b_positive, x_b, x_b_positive, swapped=x_ab, change=change_b),
+        looks,
+        palettes,
     )
 
 
@@ -171,34 +176,31 @@ def reconstruction_losses(networks: DGNet, batch: PairBatch, config: LossConfig,
     Source:
         paper, section 3.1, equations 1 and 2.
     """
-    images = torch.cat([batch.a.image, batch.b.image])
-    positives = torch.cat([batch.a.positive, batch.b.positive])
+    clean = batch.a.image, batch.b.image, batch.a.positive, batch.b.positive
+    images = torch.cat(clean[:2])
     s = networks.structure(jitter_structure(grey(images), structure_jitter))
     with torch.no_grad():
-        seen = networks.appearance(positives)
-    look = networks.look(positives, seen)
-    look_a, look_b = look.chunk(2)
-    compared = compare(networks, look_a, look_b, batch.a.image), compare(networks, look_b, look_a, batch.b.image)
-    palettes = [palette for palette in compared if palette is not None]
+        seen = each(networks.appearance, clean, joint=True)
+    looks = looks_at(networks, clean, seen, s)
+    a, b, a_positive, b_positive = looks.each
+    palettes = compare(networks, looks, images)
     change, pairs, weights = None, {}, {"image": config.image_weight, "positive": config.positive_weight}
     if networks.config.background == "painted":
-        with torch.no_grad():
-            seen = networks.appearance(images)
-        looks = torch.cat([networks.look(images, seen), look])
-        own, positive = networks.decoder(s, looks, networks.light(images)).chunk(2)
-        pairs = {"image": (own, images), "positive": (positive, images)}
+        clothes = torch.cat([a, b, a_positive, b_positive])
+        x, x_positive = networks.decoder(s, clothes, looks.of_bodies).chunk(2)
+        pairs = {"image": (x, images), "positive": (x_positive, images)}
     else:
         # An image's own code tells of its scene, so that G could not learn which pixels are the clothes'. The
         # positive's code tells of the same clothes elsewhere, and the other stream's shows what changes in other
         # clothes.
-        looks = torch.cat([look_a, look_b, look_b, look_a])
-        positive, swapped = networks.decoder(s, looks, networks.light(images)).chunk(2)
-        change = changes(positive, swapped, torch.cat([p.worn for p in palettes]) if palettes else None)
+        clothes = torch.cat([a_positive, b_positive, b_positive, a_positive])
+        x_positive, x_strange = networks.decoder(s, clothes, looks.of_bodies).chunk(2)
+        change = changes(x_positive, x_strange, palettes and palettes.worn)
         share = networks.cover.emphasis(change.foretold)
-        pairs = {"positive": (_counted(positive, share), _counted(images, share))}
+        pairs = {"positive": (_counted(x_positive, share), _counted(images, share))}
         weights["positive"] += config.image_weight
     if palettes:
-        pairs["palette"] = beside(torch.cat([p.colours for p in palettes]), images, change)
+        pairs["palette"] = beside(palettes, looks, clean)
         weights["palette"] = config.positive_weight
     total, found = l1_kl_loss(list(pairs.values()), [weights[name] for name in pairs])
     losses = dict(zip(pairs, found, strict=True))
@@ -268,7 +270,7 @@ def generator_losses(
     Source:
         paper, section 3; the weighted sum is equation 10.
     """
-    a, b = made
+    a, b = made.a, made.b
     x_ba, x_ab = a.swapped, b.swapped
     y_a, y_b = batch.a.label, batch.b.label
     learned = networks.appearance
@@ -285,7 +287,7 @@ def generator_losses(
     l1: dict[str, tuple[Weight, tuple[Pair, Pair]]] = {}
 
     # Of a kept background G's guess at the scene is never seen, so the scene's pixels count little.
-    share_a, share_b = (stream.change and networks.cover.emphasis(stream.change.foretold) for stream in made)
+    share_a, share_b = (stream.change and networks.cover.emphasis(stream.change.foretold) for stream in (a, b))
     wanted_a, wanted_b = _counted(batch.a.image, share_a), _counted(batch.b.image, share_b)
 
     def beside_images(of_a: Tensor, of_b: Tensor) -> tuple[Pair, Pair]:
@@ -295,14 +297,11 @@ def generator_losses(
 
     l1["image"] = weights.image, beside_images(a.reconstructed, b.reconstructed)
     l1["positive"] = weights.positive, beside_images(a.reconstructed_positive, b.reconstructed_positive)
-    if a.palette and b.palette:
-        l1["palette"] = (
-            weights.positive,
-            (
-                beside(a.palette.colours, batch.a.image, a.change),
-                beside(b.palette.colours, batch.b.image, b.change),
-            ),
-        )
+    if made.palettes:
+        pictures = batch.a.image, batch.b.image, batch.a.positive, batch.b.positive
+        found, wanted = beside(made.palettes, made.looks, pictures)
+        # A mean over the images, and one over their positives.
+        l1["palette"] = weights.positive, tuple(zip(found.chunk(2), wanted.chunk(2), strict=True))
 
     # --- Cross-identity generation: both codes must be found again in the generated image (equations 4 and 5)
     if seen is None:
@@ -325,8 +324,9 @@ def generator_losses(
         s_a, s_b = s.chunk(2)
         l1["structure_code"] = weights.structure_code, ((s_a, a.s.detach()), (s_b, b.s.detach()))
         if counts(weights.cycle):
-            shown = (x_ba, again_a._replace(code=f_a)), (x_ab, again_b._replace(code=f_b))
-            looks = torch.cat([look_again(networks, x, out, appearance_code_gradient) for x, out in shown])
+            # Clothes of a are worn by bodies of b, whose structure is s_b.
+            shown = (x_ba, again_a._replace(code=f_a), s_b), (x_ab, again_b._replace(code=f_b), s_a)
+            looks = torch.cat([look_again(networks, *of, appearance_code_gradient) for of in shown])
             cycled_a, cycled_b = networks.decoder(s, looks, networks.light(swapped.detach())).chunk(2)
             l1["cycle"] = weights.cycle, beside_images(cycled_a, cycled_b)
 
@@ -334,7 +334,7 @@ def generator_losses(
     generated_identity = losses.cross_entropy(again_a.prim_logits, y_a) + losses.cross_entropy(again_b.prim_logits, y_b)
 
     # --- With a kept background G foretells where other clothes change a picture
-    change = sum((F.mse_loss(*stream.change) for stream in made if stream.change), x_ba.new_zeros(()))
+    change = sum((F.mse_loss(*stream.change) for stream in (a, b) if stream.change), x_ba.new_zeros(()))
 
     # --- It must look real (equation 7): D's weights take no gradient here
     maps = frozen(networks.discriminator)(torch.cat([x_ba, x_ab]))
