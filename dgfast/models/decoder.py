@@ -141,7 +141,8 @@ class ClothesMask(nn.Module):
     def start(self) -> None:
         """Begin with a mask of 0."""
         for layer in (self.place[-1], self.to_mask):
-            nn.init.zeros_(layer.weight)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, structure: Tensor) -> Tensor:
         """Return the mask [M, 1, H, W], some -1 .. 1.
@@ -149,7 +150,7 @@ class ClothesMask(nn.Module):
         Args:
             structure: [M, C, H/4, W/4].
         """
-        like = self.place[0].weight
+        like = self.to_mask.weight
         row, column = (torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in structure.shape[2:])
         places = torch.stack(torch.meshgrid(row, column, indexing="ij"))
         by_place = self.place(torch.cat([places, places[1:].square()])[None])
@@ -252,7 +253,7 @@ class Decoder(nn.Module):
         else:
             height, width = (size - 2 for size in x.shape[2:])
             rows = plane(colours, height, width).to(x.dtype)
-            x = _beside(self.refine[0], x, rows[..., 0])
+            x = _beside(self.refine[0], x, rows[..., 0])  # type: ignore[arg-type]  # a convolution
         x = reflect_activated(x)
         painted = self.to_rgb(F.leaky_relu_(self.refine[1](x), SLOPE))
         if rows is not None:

@@ -299,9 +299,9 @@ def generator_losses(
     l1["positive"] = weights.positive, beside_images(a.reconstructed_positive, b.reconstructed_positive)
     if made.palettes:
         pictures = batch.a.image, batch.b.image, batch.a.positive, batch.b.positive
-        found, wanted = beside(made.palettes, made.looks, pictures)
+        found, wanted = (side.chunk(2) for side in beside(made.palettes, made.looks, pictures))
         # A mean over the images, and one over their positives.
-        l1["palette"] = weights.positive, tuple(zip(found.chunk(2), wanted.chunk(2), strict=True))
+        l1["palette"] = weights.positive, ((found[0], wanted[0]), (found[1], wanted[1]))
 
     # --- Cross-identity generation: both codes must be found again in the generated image (equations 4 and 5)
     if seen is None:
