@@ -50,17 +50,18 @@ def test_people_are_found_in_a_folder(place, tmp_path, capsys):
     vectors = model.embed(files, loader="torchvision")
     for query in found(tmp_path):
         scores = (vectors @ model.embed(query["path"], loader="torchvision")[0]) / (1 + model.alpha)
-        best = scores.argsort(descending=True, stable=True)[:4].tolist()
-        assert [hit["row"] for hit in query["found"]] == best
-        assert [hit["path"] for hit in query["found"]] == [str(files[row]) for row in best]
-        assert [hit["score"] for hit in query["found"]] == pytest.approx(scores[best].tolist(), abs=1e-5)
+        # Two pictures may be alike to the last bits, which differ between batches of another size.
+        rows = [hit["row"] for hit in query["found"]]
+        assert len(set(rows)) == 4 and scores[rows].tolist() == pytest.approx(scores.topk(4).values.tolist(), abs=1e-5)
+        assert [hit["path"] for hit in query["found"]] == [str(files[row]) for row in rows]
+        assert [hit["score"] for hit in query["found"]] == pytest.approx(scores[rows].tolist(), abs=1e-5)
         assert [hit["right"] for hit in query["found"]] == [
             hit["identity"] == query["identity"] for hit in query["found"]
         ]
         assert query["found"][0]["right"] and "distance" not in query["found"][0]
         assert query["found"][0]["same_person_likely"]  # the bundled model has its threshold
     out = capsys.readouterr().out
-    assert out.count("rank   score  identity  camera   image") == 2 and all(files[row].name in out for row in best)
+    assert out.count("rank   score  identity  camera   image") == 2 and all(files[row].name in out for row in rows)
 
 
 def test_vectors_of_embed_stand_for_the_folder(place, tmp_path):
