@@ -64,7 +64,7 @@ def edges(images):
     return torch.cat(means + far + vivid, 1)
 
 
-def counted(foretold):
+def worth(foretold):
     """What pixels count where clothes are foretold, [N, 1, H, W]."""
     return foretold.detach().clamp(0) ** 2 + 2e-3
 
@@ -81,7 +81,7 @@ def palette(net, seen, images, foretold):
     for part in range(net.parts):
         of = slice(part * h // net.parts, (part + 1) * h // net.parts)
         code.append((weights * features)[:, :, of].mean((2, 3)) / (weights[:, :, of].mean((2, 3)) + 1e-6))
-    share = torch.ones_like(images[:, :1]) if foretold is None else counted(foretold)
+    share = torch.ones_like(images[:, :1]) if foretold is None else worth(foretold)
     pixels, share = F.avg_pool2d(share * images, 4), F.avg_pool2d(share, 4)
     worn = F.interpolate(worn, size=pixels.shape[2:], mode="bilinear")
     weights = torch.exp(worn - worn.amax((2, 3), keepdim=True))
@@ -239,7 +239,7 @@ def beside(colours, image, foretold):
     column = torch.linspace(-1, 1, pixels.shape[3], dtype=image.dtype)
     counts = torch.exp(-((column / 0.35) ** 2)).expand(len(image), 1, *pixels.shape[2:])
     if foretold is not None:
-        counts = counts * counted(F.avg_pool2d(foretold, 4))
+        counts = counts * worth(F.avg_pool2d(foretold, 4))
     return l1(
         counts / counts.mean((2, 3), keepdim=True) * colours[..., None],
         counts / counts.mean((2, 3), keepdim=True) * pixels,
@@ -340,7 +340,10 @@ def iteration(
         "change": change,
     }
     if g.palette:
-        seen_in = lambda s: mask(g.mask, s) if g.mask else None  # noqa: E731
+
+        def seen_in(s):
+            return mask(g.mask, s) if g.mask else None
+
         losses["palette"] = (
             beside(lit(g.palette, look_pa, a.image), a.image, seen_in(s_a))
             + beside(lit(g.palette, look_pb, b.image), b.image, seen_in(s_b))

@@ -135,7 +135,7 @@ def test_pictures_are_compared_with_the_other_of_the_person_and_images_with_ever
     with torch.no_grad():
         seen = [networks.appearance(x) for x in pictures]
         looks = looks_at(networks, pictures, seen, networks.structure(grey(torch.cat([a, b]))))
-        found = compare(networks, looks, torch.cat([a, b]))
+        found = compare(networks, looks)
         each = [networks.look(x) for x in pictures]
         torch.testing.assert_close(torch.cat(looks.each), torch.cat(each))
         partners = torch.cat([each[2], each[3], each[0], each[1]])

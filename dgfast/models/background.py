@@ -35,9 +35,9 @@ class Cover(NamedTuple):
     """What a pixel of the scene counts in reconstructions, where one of the clothes counts 1."""
 
     own: float = 0.0
-    """Share of the body's own details, its folds, seams and edges, that the clothes take over."""
+    """Share of the body's own details, its folds, seams and edges, that new clothes take over from its picture."""
     doubt: float = 0.0
-    """Share of the painted details that is left out, since they were learned of the body's own clothes."""
+    """Share of the painted details that is left out of new clothes, since G learned them on bodies in their own."""
 
     def opacity(self, change: Tensor) -> Tensor:
         """How far G covers the body's picture; without a gradient, or a loss could be lowered by painting less.
@@ -78,8 +78,8 @@ class Cover(NamedTuple):
 
 # PAINTED: G foretells how two pictures that it painted differ. In the scene they differ a little, hence the margin.
 # SEEN: G foretells how much better one palette fits than another. In the scene that is 0 on average, so the margin is
-# small. G adds only details to a palette and need not learn scenes, so their pixels hardly count. The shares of details
-# are those with the smallest error on true swaps: all of G's, and all of the body's, are worse than none.
+# small. G adds only details to a palette and need not learn scenes, so their pixels hardly count. On true swaps the
+# error grows with the share of G's details; three tenths of the body's own leave it as it is (docs/generation.md).
 PAINTED = Cover(faint=0.09, full=0.18, scene=0.2)
 SEEN = Cover(faint=0.03, full=0.13, scene=0.02, own=0.3, doubt=0.75)
 

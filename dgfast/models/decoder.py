@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from dgfast.kernels import adain, layer_norm, reflect
 
 from .blank import blank, untaught
-from .layers import SLOPE, inside, kaiming_fan_in, reflect_activated, through
+from .layers import SLOPE, inside, kaiming_fan_in, places, reflect_activated, through
 from .palette import Palette, details, plane
 from .upsampled_convolution import UpsampledConvolution
 
-PLACE_HIDDEN = 32  # width of the network that tells from a place alone whether clothes are there
+_PLACE_HIDDEN = 32  # width of the network that tells from a place alone whether clothes are there
 
 
 class InjectedBlock(nn.Module):
@@ -116,9 +116,11 @@ class UpsampleBlock(nn.Module):
 
 
 class ClothesMask(nn.Module):
-    """Where a body wears clothes, whatever it is dressed in: what its place in the picture tells, for boxes have people
-    in their middle, and what its structure tells beyond that. Place alone is right on scenes never seen; structure
-    alone is not (docs/generation.md).
+    """Where a body wears clothes, whatever it is dressed in.
+
+    The sum of two answers. One comes from the place in the picture alone, since boxes have people in their middle; the
+    other from the structure. Without the first, the mask is much worse on scenes that it has not seen
+    (docs/generation.md).
 
     Args:
         channels: C, of the structure code.
@@ -128,15 +130,15 @@ class ClothesMask(nn.Module):
         super().__init__()
         half = channels // 2
         self.place = nn.Sequential(
-            nn.Conv2d(3, PLACE_HIDDEN, 1),
+            nn.Conv2d(3, _PLACE_HIDDEN, 1),
             nn.LeakyReLU(SLOPE),
-            nn.Conv2d(PLACE_HIDDEN, PLACE_HIDDEN, 1),
+            nn.Conv2d(_PLACE_HIDDEN, _PLACE_HIDDEN, 1),
             nn.LeakyReLU(SLOPE),
-            nn.Conv2d(PLACE_HIDDEN, 1, 1),
+            nn.Conv2d(_PLACE_HIDDEN, 1, 1),
         )
         self.upsample = UpsampleBlock(channels)
         self.refine = nn.Conv2d(half, half, 3)
-        self.to_mask = nn.Conv2d(half, 4, 3)  # of each place its four pixels
+        self.to_mask = nn.Conv2d(half, 4, 3)  # four values a place, which become its 2x2 pixels
 
     def start(self) -> None:
         """Begin with a mask of 0."""
@@ -150,10 +152,9 @@ class ClothesMask(nn.Module):
         Args:
             structure: [M, C, H/4, W/4].
         """
-        like = self.to_mask.weight
-        row, column = (torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in structure.shape[2:])
-        places = torch.stack(torch.meshgrid(row, column, indexing="ij"))
-        by_place = self.place(torch.cat([places, places[1:].square()])[None])
+        height, width = structure.shape[2:]
+        grid = places(height, width, self.to_mask.weight)
+        by_place = self.place(torch.cat([grid, grid[1:].square()])[None])
         x = reflect_activated(self.refine(self.upsample(structure, 1)))
         by_structure = F.pixel_shuffle(self.to_mask(x), 2)
         return by_structure + F.interpolate(by_place, size=by_structure.shape[2:], mode="bilinear", align_corners=False)
@@ -266,10 +267,10 @@ class Decoder(nn.Module):
 
 
 def _beside(conv: nn.Conv2d, x: Tensor, rows: Tensor) -> Tensor:
-    """What a 3x3 convolution makes of x with rows of colours beside it, as further channels that hang on height alone.
+    """What a 3x3 convolution makes of x and three further channels, which hold rows of colours.
 
-    A convolution of such channels is one along the height, with the sum of the weights across. It takes next to no
-    time, and x is not copied to stand beside them.
+    These channels do not change from left to right. So their part of the result is a convolution along the height, by
+    the weights summed from left to right, which takes next to no time; and x need not be copied into a larger tensor.
 
     Args:
         conv: of C + 3 channels.

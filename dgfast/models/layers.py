@@ -82,6 +82,21 @@ class InstanceNormBlock(nn.Module):
         return adain(self.conv2(y), residual=inside(padded), pad=out_pad)
 
 
+def places(height: int, width: int, like: Tensor) -> Tensor:
+    """Where each place of a map is.
+
+    Args:
+        height: h, places.
+        width: w, places.
+        like: its device and number format are taken.
+
+    Returns:
+        [2, h, w]: how far down and how far to the right, -1 .. 1.
+    """
+    row, column = (torch.linspace(-1, 1, size, dtype=like.dtype, device=like.device) for size in (height, width))
+    return torch.stack(torch.meshgrid(row, column, indexing="ij"))
+
+
 def through(block: nn.Module, *inputs: Any, recompute: bool) -> Any:
     """Return the block's output.
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import SLOPE
+from .layers import SLOPE, places
 
 ROW = 4  # pixels, height of a row of the palette; as the structure code's places
 LIGHT = 36  # values that tell of a picture's light: nine of each of its four edges
@@ -143,13 +143,13 @@ class Palette(nn.Module):
             dtype = self.log_reach.dtype  # whatever the networks around it compute in: colours are worth their bits
             features, images = features.to(dtype), images.to(dtype)
             n, _, h, w = features.shape
-            row, column = (torch.linspace(-1, 1, size, device=images.device) for size in (h, w))
-            places = torch.stack(torch.meshgrid(row, column, indexing="ij")).expand(n, -1, -1, -1)
-            told = self.worn(torch.cat([F.group_norm(features, 1), places], 1)) - _MIDDLE * column.square()
+            grid = places(h, w, features)
+            told = self.worn(torch.cat([F.group_norm(features, 1), grid.expand(n, -1, -1, -1)], 1))
+            told = told - _MIDDLE * grid[1].square()
             weights = _weights(told)
             pooled = F.adaptive_avg_pool2d(weights * features, (self.parts, 1))
             code = pooled / (F.adaptive_avg_pool2d(weights, (self.parts, 1)) + 1e-6)
-            share = torch.ones_like(images[:, :1]) if foretold is None else counted(foretold).to(dtype)
+            share = torch.ones_like(images[:, :1]) if foretold is None else worth(foretold).to(dtype)
             pixels = F.avg_pool2d(torch.cat([share * images, share], 1), ROW)
             fine = _weights(F.interpolate(told, size=pixels.shape[2:], mode="bilinear", align_corners=False))
             sums = (fine * pixels).sum(3)
@@ -186,11 +186,13 @@ class Palette(nn.Module):
             return colours * (1 + gain) + offset
 
 
-def counted(foretold: Tensor) -> Tensor:
-    """What pixels count in a palette, 0 .. some 1, without a gradient.
+def worth(foretold: Tensor) -> Tensor:
+    """What each pixel counts in a palette, 0 .. some 1, without a gradient.
 
     Args:
         foretold: [N, 1, H, W], how much other clothes would change each pixel, as G says.
+    Returns:
+        [N, 1, H, W].
     """
     return foretold.detach().clamp(0).square() + UNKNOWN
 

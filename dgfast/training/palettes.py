@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgfast.models import DGNet
 from dgfast.models.appearance import AppearanceOutput
-from dgfast.models.palette import ROW, counted, worn
+from dgfast.models.palette import ROW, worn, worth
 from dgfast.models.structure import grey
 
 MIDDLE = 0.35  # of half the width: where in a row the pixels count most that a palette should foretell
@@ -29,6 +29,8 @@ class Looks(NamedTuple):
     """[4N, 36], of all pictures, where G looks for the clothes."""
     foretold: Tensor | None = None
     """[4N, 1, H, W], how much other clothes would change each pixel, where G tells that from the structure."""
+    pictures: Tensor | None = None
+    """[4N, 3, H, W], the pictures themselves, where G looks for the clothes."""
 
     @property
     def of_bodies(self) -> Tensor | None:
@@ -53,8 +55,9 @@ def looks_at(networks: DGNet, pictures: Sequence[Tensor], seen: Sequence[Appeara
         with torch.no_grad():
             of_positives = networks.structure(grey(torch.cat(list(pictures[2:]))))
             foretold = mask(torch.cat([structure.detach(), of_positives]))
-    looks = palette(torch.cat([out.features for out in seen]), torch.cat(list(pictures)), foretold)
-    return Looks(list(looks.chunk(len(pictures))), palette.split(looks)[1], foretold)
+    images = torch.cat(list(pictures))
+    looks = palette(torch.cat([out.features for out in seen]), images, foretold)
+    return Looks(list(looks.chunk(len(pictures))), palette.split(looks)[1], foretold, images)
 
 
 class Comparison(NamedTuple):
@@ -65,51 +68,53 @@ class Comparison(NamedTuple):
     worn: Tensor
     """[2N, 1, H, W], -1 .. 1, of the images: how much better their positives' palettes foretell each pixel than those
     of all pictures of the other stream."""
+    pictures: Tensor
+    """[4N, 3, H, W], the pictures, in this order."""
+    foretold: Tensor | None
+    """[4N, 1, H, W], how much other clothes would change each pixel; None: G does not tell it from the structure."""
 
 
-def compare(networks: DGNet, looks: Looks, images: Tensor) -> Comparison | None:
+def compare(networks: DGNet, looks: Looks) -> Comparison | None:
     """Compare pictures with the palettes of other pictures of the same people, and with those of strangers.
 
     Args:
         networks: DG-Net.
         looks: at the pictures.
-        images: [2N, 3, H, W], both streams, normalised.
     Returns:
         None where G does not look for the clothes.
     """
     palette = networks.decoder.palette
-    if palette is None or looks.light is None or looks.of_bodies is None:
+    if palette is None or looks.light is None or looks.pictures is None:
         return None
+    images = looks.pictures[: len(looks.pictures) // 2]
     first, second, *positives = looks.each
     colours = palette.colours(torch.cat([*positives, first, second]), looks.light)
     with torch.no_grad():
         strangers = torch.cat([torch.stack([second, first], 1), torch.stack(positives[::-1], 1)])
-        # Stranger k of every image comes before stranger k + 1.
+        # In the order of `worn`: first a stranger for each image, then another one for each, and so on.
         strangers = strangers.repeat_interleave(len(first), 1).flatten(0, 1)
-        others = palette.colours(strangers, looks.of_bodies)
-    return Comparison(colours, worn(colours[: len(images)], others, images))
+        others = palette.colours(strangers, looks.light[: len(images)])
+    return Comparison(colours, worn(colours[: len(images)], others, images), looks.pictures, looks.foretold)
 
 
-def beside(palettes: Comparison, looks: Looks, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def beside(palettes: Comparison) -> tuple[Tensor, Tensor]:
     """Palettes and the pixels that they should foretell, each times what it counts.
 
     A pixel counts the more, the more other clothes would change it. While G cannot tell yet, the middle counts most,
     where people stand.
 
     Args:
-        palettes: what `compare` made of the pictures.
-        looks: at the pictures.
-        pictures: images [N, 3, H, W] of the first and the second stream and their positives, normalised.
+        palettes: what `compare` gave.
     Returns:
         found and wanted, [4N, 3, H/4, W/4].
     """
-    images = torch.cat(list(pictures))
-    column = torch.linspace(-1, 1, images.shape[3] // ROW, device=images.device)
-    counts = torch.exp(-(column / MIDDLE).square()).expand(len(images), 1, images.shape[2] // ROW, -1)
-    if looks.foretold is not None:
-        counts = counts * counted(F.avg_pool2d(looks.foretold, ROW))
+    pixels = F.avg_pool2d(palettes.pictures, ROW)
+    column = torch.linspace(-1, 1, pixels.shape[3], device=pixels.device)
+    counts = torch.exp(-(column / MIDDLE).square()).expand(len(pixels), 1, *pixels.shape[2:])
+    if palettes.foretold is not None:
+        counts = counts * worth(F.avg_pool2d(palettes.foretold, ROW))
     counts = counts / counts.mean((2, 3), keepdim=True)
-    return counts * palettes.colours[..., None], counts * F.avg_pool2d(images, ROW)
+    return counts * palettes.colours[..., None], counts * pixels
 
 
 def look_again(networks: DGNet, images: Tensor, seen: AppearanceOutput, structure: Tensor, gradient: bool) -> Tensor:

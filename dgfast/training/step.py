@@ -23,7 +23,7 @@ from dgfast.models.structure import grey
 
 from . import losses
 from .frozen import frozen, untracked
-from .palettes import Comparison, Looks, beside, compare, look_again, looks_at
+from .palettes import Comparison, beside, compare, look_again, looks_at
 from .shared_pass import Features, shareable, shared_pass
 from .structure_jitter import jitter_structure
 
@@ -111,7 +111,6 @@ class Translation(NamedTuple):
 
     a: Stream  # of the first stream
     b: Stream  # of the second
-    looks: Looks  # at both streams and their positives
     palettes: Comparison | None = None  # of both with their positives, where G looks for the clothes
 
 
@@ -144,7 +143,7 @@ def translate(
     # Bodies a, b in turn: first each in the other's clothes, then in its own, then in those of its positive.
     clothes = torch.cat([b, a, a, b, a_positive, b_positive])
     x_ab, x_ba, x_a, x_b, x_a_positive, x_b_positive = networks.decoder(s, clothes, looks.of_bodies).chunk(6)
-    palettes = compare(networks, looks, torch.cat(clean[:2]))
+    palettes = compare(networks, looks)
     change_a = change_b = None
     if networks.config.background == "kept":
         worn_a, worn_b = palettes.worn.chunk(2) if palettes else (None, None)
@@ -157,7 +156,6 @@ def translate(
     return Translation(
         Stream(s_a, f_a, f_a_positive, x_a, x_a_positive, swapped=x_ba, change=change_a),
         Stream(s_b, f_b, f_b_positive, x_b, x_b_positive, swapped=x_ab, change=change_b),
-        looks,
         palettes,
     )
 
@@ -183,7 +181,7 @@ def reconstruction_losses(networks: DGNet, batch: PairBatch, config: LossConfig,
         seen = each(networks.appearance, clean, joint=True)
     looks = looks_at(networks, clean, seen, s)
     a, b, a_positive, b_positive = looks.each
-    palettes = compare(networks, looks, images)
+    palettes = compare(networks, looks)
     change, pairs, weights = None, {}, {"image": config.image_weight, "positive": config.positive_weight}
     if networks.config.background == "painted":
         clothes = torch.cat([a, b, a_positive, b_positive])
@@ -200,7 +198,7 @@ def reconstruction_losses(networks: DGNet, batch: PairBatch, config: LossConfig,
         pairs = {"positive": (_counted(x_positive, share), _counted(images, share))}
         weights["positive"] += config.image_weight
     if palettes:
-        pairs["palette"] = beside(palettes, looks, clean)
+        pairs["palette"] = beside(palettes)
         weights["palette"] = config.positive_weight
     total, found = l1_kl_loss(list(pairs.values()), [weights[name] for name in pairs])
     losses = dict(zip(pairs, found, strict=True))
@@ -298,8 +296,7 @@ def generator_losses(
     l1["image"] = weights.image, beside_images(a.reconstructed, b.reconstructed)
     l1["positive"] = weights.positive, beside_images(a.reconstructed_positive, b.reconstructed_positive)
     if made.palettes:
-        pictures = batch.a.image, batch.b.image, batch.a.positive, batch.b.positive
-        found, wanted = (side.chunk(2) for side in beside(made.palettes, made.looks, pictures))
+        found, wanted = (side.chunk(2) for side in beside(made.palettes))
         # A mean over the images, and one over their positives.
         l1["palette"] = weights.positive, ((found[0], wanted[0]), (found[1], wanted[1]))
 
