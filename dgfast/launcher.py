@@ -26,11 +26,15 @@ def run(command: Callable[[], None]) -> NoReturn:
         command: the command's `main`, which reads its arguments from `sys.argv`.
     Raises:
         SystemExit: always; 0 after success, 2 after the user's mistake, 1 after a loss that is no longer finite,
-            128 + signal after a stop. Any other exception passes through, with its traceback and status 1.
+            128 + signal after a stop, or when nobody reads its output any more. Any other exception passes through,
+            with its traceback and status 1.
     """
     try:
         with _terminable():
-            command()
+            try:
+                command()
+            finally:
+                sys.stdout.flush()
     except UserError as error:
         _leave(str(error), USER_ERROR)
     except Diverged as error:
@@ -41,6 +45,10 @@ def run(command: Callable[[], None]) -> NoReturn:
         _leave("stopped by SIGTERM", STOPPED + signal.SIGTERM)
     except KeyboardInterrupt:
         _leave("interrupted", STOPPED + signal.SIGINT)
+    except BrokenPipeError:
+        # Whoever read has seen enough, as in `dgfast --help | head`. Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(STOPPED + signal.SIGPIPE)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.filename:
             _leave(f"{error.filename}: {error.strerror}; expected a disk with room and the right to use it", USER_ERROR)

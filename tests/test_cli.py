@@ -1,6 +1,7 @@
 """The command lines: what a mistake looks like, also under torchrun; the commands that are thin."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,15 @@ def test_unknown_words():
         cli.dispatch(["trian"])
     with pytest.raises(UserError, match="--no-such-flag is no flag of dgfast train"):
         train.parse(["--no-such-flag"])
+
+
+@pytest.mark.parametrize("words", [("--help",), ("doctor", "--help")])
+def test_a_reader_that_leaves_gives_no_traceback(words):
+    """As in `dgfast --help | head -1`."""
+    start = f"import sys; sys.argv = ['dgfast', *{words!r}]; from dgfast.commands.cli import main; main()"
+    command = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command.stdout.close()
+    assert command.stderr.read() == "" and command.wait(timeout=120) == launcher.STOPPED + signal.SIGPIPE
 
 
 def test_help_teaches(capsys):

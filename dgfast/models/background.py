@@ -84,15 +84,12 @@ PAINTED = Cover(faint=0.09, full=0.18, scene=0.2)
 SEEN = Cover(faint=0.03, full=0.13, scene=0.02, own=0.3, doubt=0.75)
 
 
-def changes(one: Tensor, other: Tensor, true: Tensor | None = None) -> Change:
+def changes(one: Tensor, other: Tensor) -> Change:
     """Compare pictures of the same bodies in two kinds of clothes; what G foretold in both is averaged.
 
     Args:
         one: [N, 4, H, W], what G gave for bodies in some clothes.
         other: [N, 4, H, W], the same bodies in other clothes.
-        true: [N, 1, H, W], the change; None: the mean absolute difference of the two pictures.
     """
-    foretold = (one[:, 3:] + other[:, 3:]) / 2
-    if true is None:
-        true = (one[:, :3] - other[:, :3]).detach().abs().mean(1, keepdim=True)
-    return Change(foretold, true)
+    true = (one[:, :3] - other[:, :3]).detach().abs().mean(1, keepdim=True)
+    return Change((one[:, 3:] + other[:, 3:]) / 2, true)

@@ -31,7 +31,7 @@ from .optimizers import (
 )
 from .precision import MixedPrecision
 from .stand_ins import parts_of
-from .step import Losses, Translation, Weights, translate, weights_at
+from .step import Losses, Translation, Weights, counts, translate, weights_at
 from .update import Update
 
 # Every other step, on average, E_s learns from the generated images; else it judges them (docs/method.md, section 2).
@@ -423,6 +423,7 @@ class DGNetStage(_TwoStreams):
                 batch,
                 joint_statistics=self.config.optim.batch_norm == "joint",
                 structure_jitter=self.config.data.structure_jitter,
+                own_clothes=counts(self.config.loss.image_weight),
             )
 
     @torch.no_grad()

@@ -100,7 +100,7 @@ class Stream(NamedTuple):
     s: Tensor  # structure code of the images
     f: Tensor  # appearance code of the images
     f_positive: Tensor  # appearance code of other images of the same identities
-    reconstructed: Tensor  # G(s, f)
+    reconstructed: Tensor | None  # G(s, f); None: not asked for
     reconstructed_positive: Tensor  # G(s, f_positive)
     swapped: Tensor  # G(s of other, f): these clothes on the other stream's bodies
     change: Change | None = None  # of these bodies by other clothes, where their background is kept
@@ -115,7 +115,11 @@ class Translation(NamedTuple):
 
 
 def translate(
-    networks: DGNet, batch: PairBatch, joint_statistics: bool = False, structure_jitter: float = 0.0
+    networks: DGNet,
+    batch: PairBatch,
+    joint_statistics: bool = False,
+    structure_jitter: float = 0.0,
+    own_clothes: bool = True,
 ) -> Translation:
     """Encode both streams and decode the six images of section 3.1: two swaps, four reconstructions.
 
@@ -128,6 +132,7 @@ def translate(
         batch: both streams.
         joint_statistics: whether BatchNorm sees both streams together; see `each`.
         structure_jitter: 0 .. 1, chance that E_s sees an image in other tones; see structure_jitter.py.
+        own_clothes: whether bodies are also painted by their image's own code; False where that weighs nothing.
     Returns:
         codes and images, with their graph but for the appearance codes.
     Source:
@@ -140,18 +145,26 @@ def translate(
         seen = each(networks.appearance, clean, joint_statistics)
     looks = looks_at(networks, clean, seen, s)
     a, b, a_positive, b_positive = looks.each
-    # Bodies a, b in turn: first each in the other's clothes, then in its own, then in those of its positive.
-    clothes = torch.cat([b, a, a, b, a_positive, b_positive])
-    x_ab, x_ba, x_a, x_b, x_a_positive, x_b_positive = networks.decoder(s, clothes, looks.of_bodies).chunk(6)
+    # Bodies a, b in turn: first each in the other's clothes, then in those of its positive, then in its own.
+    clothes = [b, a, a_positive, b_positive, *([a, b] if own_clothes else [])]
+    painted = networks.decoder(s, torch.cat(clothes), looks.of_bodies).chunk(len(clothes))
+    x_ab, x_ba, x_a_positive, x_b_positive = painted[:4]
+    x_a, x_b = painted[4:] if own_clothes else (None, None)
     palettes = compare(networks, looks)
     change_a = change_b = None
     if networks.config.background == "kept":
-        worn_a, worn_b = palettes.worn.chunk(2) if palettes else (None, None)
-        change_a, change_b = changes(x_a_positive, x_ab, worn_a), changes(x_b_positive, x_ba, worn_b)
+        if palettes:
+            # The structure foretells them, whatever is worn.
+            worn_a, worn_b = palettes.worn.chunk(2)
+            change_a, change_b = Change(x_a_positive[:, 3:], worn_a), Change(x_b_positive[:, 3:], worn_b)
+        else:
+            change_a, change_b = changes(x_a_positive, x_ab), changes(x_b_positive, x_ba)
         light_a, light_b = (None, None) if looks.of_bodies is None else looks.of_bodies.chunk(2)
         x_ab = networks.laid_over(x_ab, b, light_a, batch.a.image)
         x_ba = networks.laid_over(x_ba, a, light_b, batch.b.image)
-        x_a, x_b, x_a_positive, x_b_positive = (x[:, :3] for x in (x_a, x_b, x_a_positive, x_b_positive))
+        x_a_positive, x_b_positive = x_a_positive[:, :3], x_b_positive[:, :3]
+        if x_a is not None and x_b is not None:
+            x_a, x_b = x_a[:, :3], x_b[:, :3]
     f_a, f_b, f_a_positive, f_b_positive = (out.code for out in seen)
     return Translation(
         Stream(s_a, f_a, f_a_positive, x_a, x_a_positive, swapped=x_ba, change=change_a),
@@ -189,11 +202,15 @@ def reconstruction_losses(networks: DGNet, batch: PairBatch, config: LossConfig,
         pairs = {"image": (x, images), "positive": (x_positive, images)}
     else:
         # An image's own code tells of its scene, so that G could not learn which pixels are the clothes'. The
-        # positive's code tells of the same clothes elsewhere, and the other stream's shows what changes in other
-        # clothes.
-        clothes = torch.cat([a_positive, b_positive, b_positive, a_positive])
-        x_positive, x_strange = networks.decoder(s, clothes, looks.of_bodies).chunk(2)
-        change = changes(x_positive, x_strange, palettes and palettes.worn)
+        # positive's code tells of the same clothes elsewhere. What changes in other clothes is seen in palettes, or in
+        # pictures with the code of the other stream's positive.
+        if palettes:
+            x_positive = networks.decoder(s, torch.cat([a_positive, b_positive]), looks.of_bodies)
+            change = Change(x_positive[:, 3:], palettes.worn)
+        else:
+            clothes = torch.cat([a_positive, b_positive, b_positive, a_positive])
+            x_positive, x_strange = networks.decoder(s, clothes).chunk(2)
+            change = changes(x_positive, x_strange)
         share = networks.cover.emphasis(change.foretold)
         pairs = {"positive": (_counted(x_positive, share), _counted(images, share))}
         weights["positive"] += config.image_weight
@@ -263,8 +280,8 @@ def generator_losses(
         batch_statistics: whether the frozen views and the teacher normalise by the batch or by running statistics.
         joint_statistics: whether BatchNorm sees both streams together; see `each`.
     Returns:
-        scalars, each before its weight and summed over both streams, and their weighted "total". Structure code, cycle,
-        primary and fine are 0 while their weights are, and change is without `--background kept`.
+        scalars, each before its weight and summed over both streams, and their weighted "total". Image, structure code,
+        cycle, primary and fine are 0 while their weights are, and change is without `--background kept`.
     Source:
         paper, section 3; the weighted sum is equation 10.
     """
@@ -293,7 +310,8 @@ def generator_losses(
 
     # --- Self-identity generation: an image from its own codes, and from the code of its positive (equations 1 and 2)
 
-    l1["image"] = weights.image, beside_images(a.reconstructed, b.reconstructed)
+    if a.reconstructed is not None and b.reconstructed is not None:
+        l1["image"] = weights.image, beside_images(a.reconstructed, b.reconstructed)
     l1["positive"] = weights.positive, beside_images(a.reconstructed_positive, b.reconstructed_positive)
     if made.palettes:
         found, wanted = (side.chunk(2) for side in beside(made.palettes))
@@ -388,7 +406,7 @@ def generator_losses(
         + weights.change * change
     )
     return {
-        **dict.fromkeys(("structure_code", "cycle"), identity.new_zeros(())),
+        **dict.fromkeys(("image", "structure_code", "cycle"), identity.new_zeros(())),
         **dict(zip(l1, terms[: 2 * len(l1)].view(-1, 2).sum(1), strict=True)),
         "identity": identity,
         "positive_identity": positive_identity,
