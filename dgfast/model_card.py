@@ -26,11 +26,14 @@ def model_card(folder: Path, config: Config, num_classes: int, licence: str) -> 
     imported = folder / LICENCE
     terms = imported.read_text().strip() if imported.is_file() else ""
     data = read_data(folder)
+    built_in = config.data.data_root is None and not terms
     if data:
-        trained = f"{data['name']}: {data['train_images']} images of {data['train_identities']} people"
+        trained = f"{data['train_images']} images of {data['train_identities']} people"
+        if not built_in:
+            trained = f"{data['name']}: {trained}"
     else:
         trained = f"{num_classes} people" + ("" if terms else f", preset `{config.preset}`")
-    if config.data.data_root is None and not terms:
+    if built_in:
         trained += " (synthetic pedestrians that dgfast draws)"
     size = f"{config.data.image_height}x{config.data.image_width}"
     return f"""---

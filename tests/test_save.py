@@ -1,6 +1,8 @@
 """A model's folder to be shared: it gives the same vectors, tells no paths, and its card says what one has to know."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +47,10 @@ def test_the_card_tells_data_figures_and_licence(tmp_path, monkeypatch):
             {"name": "shop", "fingerprint": "x", "root": "/home/me/shop", "train_images": 7, "train_identities": 3}
         )
     )
+    built_in = (model.save_pretrained(tmp_path / "built-in") / "README.md").read_text()
+    assert "on: 7 images of 3 people (synthetic" in built_in, "dgfast's own people have no other name"
+    data = replace(model.settings.data, data_root=Path("/home/me/shop"))
+    model.settings = replace(model.settings, data=data)
     card = (model.save_pretrained(tmp_path / "shared", licence="mit") / "README.md").read_text()
     for words in ("shop: 7 images of 3 people", "market1501: 3 queries", "license: mit", "128x64", "@inproceedings"):
         assert words in card
