@@ -476,18 +476,18 @@ def _quickstart() -> Config:
             positive_weight=60.0,
             generated_fine_weight=0.0,
             change_weight=60.0,
-            warmup_start=100,
+            warmup_start=250,
             warmup_rate=0.01,
         ),
         optim=OptimConfig(
-            iterations=400,
+            iterations=500,
             batch_size=4,
             generator_iterations=350,
             generator_lr=2e-3,
             discriminator_lr=5e-4,
             backbone_lr=0.005,
             head_lr=0.02,
-            milestones=(310,),
+            milestones=(390,),
         ),
         teaching=TeacherConfig(
             teacher_iterations=1000,
@@ -497,7 +497,7 @@ def _quickstart() -> Config:
             backbone_weights="none",
             start_from_teacher=True,
         ),
-        run=RunConfig(log_every=10, sample_every=100, checkpoint_every=100),
+        run=RunConfig(log_every=10, sample_every=125, checkpoint_every=125),
     )
 
 

@@ -226,11 +226,28 @@ def soft_label(teacher, images, style, clothes, body, confidence):
     return label, counts
 
 
-def cover(change, seen):
+def cover(change, seen, body=None):
     """How far what G paints covers the body's picture: from nothing at a change of 0.09 to all of it at 0.18; where G
-    sees clothes, of 0.03 and 0.13."""
+    sees clothes, of 0.03 and 0.13, after a guided filter of the changes up to 0.2."""
     faint, full = (0.03, 0.13) if seen else (0.09, 0.18)
+    if seen and body is not None:
+        change = guided(change.detach().clamp(0, 0.2), body, body.shape[2] // 16)
     return ((change.detach() - faint) / (full - faint)).clamp(0, 1)
+
+
+def guided(mask, picture, around):
+    """The guided filter: the mask as a linear function of the colour in each window, by a solver for each pixel."""
+
+    def mean(x):
+        return F.avg_pool2d(x, 2 * around + 1, 1, around, count_include_pad=False)
+
+    colour = mean(picture)
+    pairs = mean((picture[:, :, None] * picture[:, None]).flatten(1, 2)).unflatten(1, (3, 3))
+    spread = pairs - colour[:, :, None] * colour[:, None] + 0.02 * torch.eye(3, dtype=mask.dtype)[..., None, None]
+    together = mean(mask * picture) - mean(mask) * colour
+    slope = torch.linalg.solve(spread.permute(0, 3, 4, 1, 2), together.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    offset = mean(mask) - (slope * colour).sum(1, keepdim=True)
+    return (mean(slope) * picture).sum(1, keepdim=True) + mean(offset)
 
 
 def beside(colours, image, foretold):
@@ -305,7 +322,7 @@ def iteration(
         share_a, share_b = (
             scene + (1 - scene) * cover(foretold, g.palette)[:, None] for foretold in (foretold_a, foretold_b)
         )
-        cover_a, cover_b = cover(x_ab[:, 3:], g.palette), cover(x_ba[:, 3:], g.palette)
+        cover_a, cover_b = cover(x_ab[:, 3:], g.palette, a.image), cover(x_ba[:, 3:], g.palette, b.image)
         x_ab, x_ba = x_ab[:, :3], x_ba[:, :3]
         if g.palette:
             sure_a = plane(lit(g.palette, look_b, a.image), x_ab).detach()

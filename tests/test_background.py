@@ -12,9 +12,11 @@ from dgfast.data.batches import PairBatch, StreamBatch
 from dgfast.models import DGNet
 from dgfast.models.appearance import AppearanceOutput
 from dgfast.models.background import PAINTED, SEEN, changes
+from dgfast.models.edges import drawn_to_edges
 from dgfast.models.palette import details
 from dgfast.models.structure import grey
 from dgfast.training.step import reconstruction_losses
+from tests import naive_step
 from tests.tiny import MODEL, SIZE
 
 KEPT = dataclasses.replace(MODEL, background="kept")
@@ -38,6 +40,31 @@ def test_clothes_take_over_some_of_the_bodys_details_and_less_of_those_that_g_pa
     painted[:, 3] = 9.0
     expected = SEEN.doubt * palette + (1 - SEEN.doubt) * painted[:, :3] + SEEN.own * details(grey(bodies))
     torch.testing.assert_close(SEEN.over(painted, bodies, palette), expected)
+
+
+def test_rims_are_drawn_to_the_edges_of_a_picture():
+    """A mask that rises slowly across the edge between two colours of equal brightness becomes a step there; where the
+    picture has no edge, it stays as it was."""
+    ramp = torch.linspace(0, 1, 32).expand(2, 1, 64, 32).contiguous()
+    pictures = torch.zeros(2, 3, 64, 32)
+    pictures[0, 0, :, 16:], pictures[0, 1, :, 16:] = 1.0, -1.0
+    drawn, flat = drawn_to_edges(ramp, pictures)
+    step = drawn[0].diff(dim=1)[:, 15]
+    assert (step > 4 / 31).all() and (flat[0].diff(dim=1) < 1.2 / 31).all()
+    assert (drawn[0, :, :13] < 0.5).all() and (drawn[0, :, 19:] > 0.5).all()
+    everywhere = torch.full((2, 1, 64, 32), 0.7)
+    torch.testing.assert_close(drawn_to_edges(everywhere, torch.randn(2, 3, 64, 32)), everywhere)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_masks_of_any_number_format_and_odd_size_are_drawn_alike(dtype):
+    mask, pictures = torch.rand(3, 1, 37, 23).to(dtype), (torch.randn(3, 3, 37, 23) + 5).to(dtype)
+    expected = naive_step.guided(mask.double(), pictures.double(), 2)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = drawn_to_edges(mask, pictures.to(memory_format=memory_format))
+        assert found.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3 if dtype != torch.float64 else 1e-9)
 
 
 @both

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .edges import drawn_to_edges
 from .palette import details
 from .structure import grey
 
@@ -38,6 +39,9 @@ class Cover(NamedTuple):
     """Share of the body's own details, its folds, seams and edges, that new clothes take over from its picture."""
     doubt: float = 0.0
     """Share of the painted details that is left out of new clothes, since G learned them on bodies in their own."""
+    drawn: float = 0.0
+    """Changes, up to this, are drawn to the edges of the body's picture (edges.py) before they become an opacity. 0: as
+    G foretells them."""
 
     def opacity(self, change: Tensor) -> Tensor:
         """How far G covers the body's picture; without a gradient, or a loss could be lowered by painting less.
@@ -73,7 +77,10 @@ class Cover(NamedTuple):
         clothes = painted[:, :3]
         if palette is not None:
             clothes = torch.lerp(clothes, palette.to(clothes.dtype), self.doubt) + self.own * details(grey(bodies))
-        return bodies + self.opacity(painted[:, 3:]) * (clothes - bodies)
+        change = painted[:, 3:]
+        if self.drawn:
+            change = drawn_to_edges(change.clamp(0, self.drawn), bodies)
+        return bodies + self.opacity(change) * (clothes - bodies)
 
 
 # PAINTED: G foretells how two pictures that it painted differ. In the scene they differ a little, hence the margin.
@@ -81,7 +88,7 @@ class Cover(NamedTuple):
 # small. G adds only details to a palette and need not learn scenes, so their pixels hardly count. On true swaps the
 # error grows with the share of G's details; three tenths of the body's own leave it as it is (docs/generation.md).
 PAINTED = Cover(faint=0.09, full=0.18, scene=0.2)
-SEEN = Cover(faint=0.03, full=0.13, scene=0.02, own=0.3, doubt=0.75)
+SEEN = Cover(faint=0.03, full=0.13, scene=0.02, own=0.3, doubt=0.75, drawn=0.2)
 
 
 def changes(one: Tensor, other: Tensor) -> Change:
