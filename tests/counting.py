@@ -1,8 +1,9 @@
 """What a piece of work costs, without a clock: floating-point operations and ATen calls, by network; its filters."""
 
 import bisect
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -75,20 +76,18 @@ class Cost(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func.namespace not in ("aten", "dgfast"):
+        counted, name, is_view, flops = _facts(func)
+        if not counted:
             return out
         network = self._at_work()
         if network != self._network[-1]:
             self._since.append(torch.autograd._get_sequence_nr() - 1)
             self._network.append(network)
-        operator = func._overloadpacket
-        key = (self.phase, network, operator.__name__)
+        key = (self.phase, network, name)
         self.calls_by[key] += 1
-        self.views += operator.__name__ == "_unsafe_view" or any(
-            value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns
-        )
-        if operator in flop_registry:
-            self.flops_by[key] += flop_registry[operator](*args, **kwargs, out_val=out)
+        self.views += is_view
+        if flops is not None:
+            self.flops_by[key] += flops(*args, **kwargs, out_val=out)
         return out
 
     def table(self, operators: int = 5) -> str:
@@ -104,6 +103,16 @@ class Cost(TorchDispatchMode):
             most = ", ".join(f"{name} {value}" for name, value in calls.most_common(operators))
             lines.append(f"{part[0]:12s} {part[1]:14s} {flops / 1e9:8.1f} GFLOP {calls.total():6d} calls   {most}")
         return "\n".join([*lines, f"{'total':27s} {self.flops / 1e9:8.1f} GFLOP {self.calls:6d} calls"])
+
+
+@functools.cache  # a schema takes longer to read than most operators take to call
+def _facts(func: torch._ops.OpOverload) -> tuple[bool, str, bool, Callable[..., int] | None]:
+    """Of an operator: whether it is counted, its name, whether it is a view, the formula of its operations."""
+    operator = func._overloadpacket
+    is_view = operator.__name__ == "_unsafe_view" or any(
+        value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns
+    )
+    return func.namespace in ("aten", "dgfast"), operator.__name__, is_view, flop_registry.get(operator)
 
 
 class Filters(TorchDispatchMode):
