@@ -93,8 +93,10 @@ def test_a_step(dtype, atol, rtol, last):
     check(pairs, [5.0, 0.3, 1.0, 0.7], student, teacher, 2.0, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("size", [1, 2, 1023, 1024, 1025, 2049, 5000])
-@pytest.mark.parametrize("dtype", [F32, B16])
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [*((size, F32) for size in (1, 1023, 1024, 1025, 5000)), *((size, B16) for size in (2, 1023, 1025, 2049))],
+)
 def test_sizes_around_the_tile(size, dtype):
     x = made(size, dtype=dtype).requires_grad_()
     check([(x, made(size, seed=1, dtype=dtype))], [0.37], rtol=8e-3 if dtype == B16 else 2e-6)
@@ -135,8 +137,9 @@ def test_equal_values_have_no_slope():
     assert total.item() == 0 and (x.grad == 0).all()
 
 
-@pytest.mark.parametrize("classes", [1, 2, 511, 512, 513, 10_000])
-@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("classes", "views"), [(1, 1), (1, 3), (2, 2), (511, 2), (512, 1), (512, 3), (513, 2), (10_000, 1), (10_000, 3)]
+)
 def test_divergence(classes, views):
     check(
         [],
@@ -178,7 +181,7 @@ def test_offset_data():
     """Far from zero, close together: the difference must be formed before the sum."""
     x, t = made(3, 3, 40, 30, offset=5, spread=0.1), made(3, 3, 40, 30, seed=1, offset=5, spread=0.1)
     check([(x.requires_grad_(), t)], [1.0])
-    big = made(300_000, offset=1000)
+    big = made(100_000, offset=1000)
     total, _ = l1_kl_loss([(big, big - 0.5)], [1.0], impl="triton")
     assert total.item() == pytest.approx(0.5, rel=1e-6)
 
@@ -236,10 +239,10 @@ def test_gradients_go_out_once():
 
 def test_fp16_gradients_survive_a_small_weight():
     """weight / size is below fp16's smallest number; with the loss scale it is not."""
-    x = made(40_000, dtype=F16).requires_grad_()
-    total, _ = l1_kl_loss([(x, made(40_000, seed=1, dtype=F16))], [1e-4], impl="triton")
+    x = made(10_000, dtype=F16).requires_grad_()
+    total, _ = l1_kl_loss([(x, made(10_000, seed=1, dtype=F16))], [1e-4], impl="triton")
     (total * 65536.0).backward()
-    assert x.grad.abs().float().mean().item() == pytest.approx(65536e-4 / 40_000, rel=1e-3)
+    assert x.grad.abs().float().mean().item() == pytest.approx(65536e-4 / 10_000, rel=1e-3)
 
 
 def test_equal_calls_give_equal_bits():
