@@ -15,7 +15,7 @@ from dgfast.training import trainer
 from tests import tiny
 
 LIMIT = torch._dynamo.config.recompile_limit
-ITERATIONS = 20
+ITERATIONS = 12  # more than the limit: a network that were compiled anew in each would reach it
 
 
 class Compiler:
@@ -67,7 +67,7 @@ def run(market, tmp_path_factory):
                     return real(*args)
 
             monkeypatch.setattr(module, name, noted)
-        settings = {"compile": "default", "iterations": ITERATIONS, "sample_every": 7, "checkpoint_every": 100}
+        settings = {"compile": "default", "iterations": ITERATIONS, "sample_every": 5, "checkpoint_every": 100}
         monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
         train.main(tiny.flags(tiny.config(market, out, **settings)))
     assert (out / "run" / "swaps.png").is_file()
@@ -76,7 +76,7 @@ def run(market, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_twenty_iterations_stay_below_the_recompile_limit(run):
+def test_many_iterations_stay_below_the_recompile_limit(run):
     """Of E_a there are four uses: codes, E_a' on generated images, real images, generated images with the teacher."""
     assert run.calls["training"] >= 8 * ITERATIONS
     assert run.graphs.keys() == {"AppearanceEncoder", "StructureEncoder", "Decoder", Teacher.__name__}
