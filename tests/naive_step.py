@@ -228,11 +228,10 @@ def soft_label(teacher, images, style, clothes, body, confidence):
 
 def cover(change, seen, body=None):
     """How far what G paints covers the body's picture: from nothing at a change of 0.09 to all of it at 0.18; where G
-    sees clothes, of 0.03 and 0.13, after a guided filter of the changes up to 0.2."""
-    faint, full = (0.03, 0.13) if seen else (0.09, 0.18)
+    sees clothes, after a guided filter."""
     if seen and body is not None:
-        change = guided(change.detach().clamp(0, 0.2), body, body.shape[2] // 16)
-    return ((change.detach() - faint) / (full - faint)).clamp(0, 1)
+        change = guided(change.detach().clamp(min=0), body, body.shape[2] // 16)
+    return ((change.detach() - 0.09) / 0.09).clamp(0, 1)
 
 
 def guided(mask, picture, around):

@@ -39,9 +39,8 @@ class Cover(NamedTuple):
     """Share of the body's own details, its folds, seams and edges, that new clothes take over from its picture."""
     doubt: float = 0.0
     """Share of the painted details that is left out of new clothes, since G learned them on bodies in their own."""
-    drawn: float = 0.0
-    """Changes, up to this, are drawn to the edges of the body's picture (edges.py) before they become an opacity. 0: as
-    G foretells them."""
+    drawn: bool = False
+    """Whether changes are drawn to the edges of the body's picture (edges.py) before they become an opacity."""
 
     def opacity(self, change: Tensor) -> Tensor:
         """How far G covers the body's picture; without a gradient, or a loss could be lowered by painting less.
@@ -79,16 +78,17 @@ class Cover(NamedTuple):
             clothes = torch.lerp(clothes, palette.to(clothes.dtype), self.doubt) + self.own * details(grey(bodies))
         change = painted[:, 3:]
         if self.drawn:
-            change = drawn_to_edges(change.clamp(0, self.drawn), bodies)
+            change = drawn_to_edges(change.clamp(min=0), bodies)
         return bodies + self.opacity(change) * (clothes - bodies)
 
 
 # PAINTED: G foretells how two pictures that it painted differ. In the scene they differ a little, hence the margin.
-# SEEN: G foretells how much better one palette fits than another. In the scene that is 0 on average, so the margin is
-# small. G adds only details to a palette and need not learn scenes, so their pixels hardly count. On true swaps the
-# error grows with the share of G's details; three tenths of the body's own leave it as it is (docs/generation.md).
+# SEEN: G foretells how much better one palette fits than another. In the scene that is 0 on average. But G errs in
+# scenes that it has not seen, and the same margin keeps most of that away. G adds only details to a palette and need
+# not learn scenes, so their pixels hardly count. On true swaps the error grows with the share of G's details; three
+# tenths of the body's own leave it as it is (docs/generation.md).
 PAINTED = Cover(faint=0.09, full=0.18, scene=0.2)
-SEEN = Cover(faint=0.03, full=0.13, scene=0.02, own=0.3, doubt=0.75, drawn=0.2)
+SEEN = Cover(faint=0.09, full=0.18, scene=0.02, own=0.3, doubt=0.75, drawn=True)
 
 
 def changes(one: Tensor, other: Tensor) -> Change:
