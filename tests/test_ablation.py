@@ -378,13 +378,14 @@ def test_a_dry_run_lists_what_is_left_and_makes_nothing(market, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_two_rows_and_two_seeds_killed_on_the_way(market, tmp_path, capsys):
-    """The queue is killed and goes on; a run that was given its teacher and start ends like one that was not."""
+def test_two_rows_killed_on_the_way(market, tmp_path, capsys):
+    """The queue is killed and goes on; a run that was given its teacher and start ends like one that was not. Of one
+    seed, which is not that of a run by itself; several are the matter of the tests with a stand-in above."""
     out = tmp_path / "out"
-    words = [*flags(market, out), "--rows", "generated", "--keep"]
+    words = [*flags(market, out), "--rows", "generated", "--seeds", "2", "--keep"]
     command = [sys.executable, "-c", "from dgfast.commands.cli import main; main()", "ablation", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (out / "runs" / "none-1" / "log.txt").exists():
+    while not list(out.glob("runs/start-2-*/log.txt")):  # what the rows need is half done, and neither is begun
         assert process.poll() is None, process.communicate()[1][-2000:]
         time.sleep(0.05)
     process.kill()
@@ -401,7 +402,7 @@ def test_two_rows_and_two_seeds_killed_on_the_way(market, tmp_path, capsys):
     found = json.loads((out / "results" / "generated-2.json").read_text())
     assert set(found["scores"]) == {"histogram", "baseline", "prim", "fine", "both"} and found["seed"] == 2
     (none, both) = json.loads((out / "ablation.json").read_text())
-    assert both["seeds"] == [1, 2] and both["difference"]["mAP"]["n"] == 2 and none["reference"] is None
+    assert both["seeds"] == [2] and both["difference"]["mAP"]["n"] == 1 and none["reference"] is None
     assert (out / "ablation.png").exists()
     alone = tiny.config(market, tmp_path / "alone", generator_iterations=2, start_from_teacher=True, seed=2)
     train.main(tiny.flags(alone))
