@@ -72,8 +72,8 @@ def check(found, expected, dtype, what):
         ((1, 5, 1, 13), FP32, PLANE, 0, True, False, 0.2),
         ((2, 17, 9, 5), BF16, PLANE, 1, True, True, 0.2),
         ((2, 17, 9, 5), BF16, SPLIT, 3, True, False, 0.2),
-        ((2, 17, 9, 5), FP16, PLANE, 1, False, True, 1.0),
-        ((2, 17, 9, 5), FP16, SPLIT, 1, True, True, 0.2),
+        ((1, 17, 9, 5), FP16, PLANE, 1, False, True, 1.0),
+        ((1, 17, 9, 5), FP16, SPLIT, 1, True, True, 0.2),
         ((1, 8, 67, 61), FP32, Tiling(512, 8, 4, 0), 1, True, False, 0.2),
         ((1, 8, 67, 61), BF16, Tiling(512, 8, 4, 1024), 1, True, True, 0.2),
     ],
@@ -119,8 +119,8 @@ def test_adain_against_fp64(cut, shape, dtype, tiling, pad, injected, residual, 
         ((1, 4, 5, 40), 64, FP32, Tiling(16, 8, 4, 32), 1, False, 0.2),  # rows longer than a chunk
         ((2, 17, 9, 5), 3, BF16, PLANE, 1, True, 0.2),
         ((2, 17, 9, 5), 8, BF16, SPLIT, 3, False, 0.2),
-        ((2, 17, 9, 5), 8, FP16, PLANE, 1, True, 1.0),
-        ((2, 17, 9, 5), 3, FP16, SPLIT, 1, True, 0.2),
+        ((1, 17, 9, 5), 8, FP16, PLANE, 1, True, 1.0),
+        ((1, 17, 9, 5), 3, FP16, SPLIT, 1, True, 0.2),
         ((1, 8, 67, 61), 8, FP32, Tiling(512, 8, 4, 0), 1, False, 0.2),
         ((1, 8, 67, 61), 8, BF16, Tiling(512, 8, 4, 1024), 1, True, 0.2),
     ],
@@ -323,7 +323,7 @@ def test_only_wanted_gradients(launches):
 @pytest.mark.parametrize("per_sample", [True, False], ids=["layer norm", "stripes"])
 def test_same_bits_twice(cut, per_sample):
     cut(SPLIT)
-    x = random(2, 16, 12, 10)
+    x = random(2, 16, 10, 7)  # three chunks
     scale, bias = (random(*(() if per_sample else (2, 3)), 16, seed=seed) for seed in (1, 2))
 
     def run():
