@@ -72,11 +72,14 @@ class Forking:
         process, before = self.processes[interpreted], log.stat().st_size
         print(*words, sep="\t", file=process.stdin, flush=True)
         ready, _, _ = select.select([process.stdout], [], [], seconds)
-        status = process.stdout.readline().strip() if ready else ""
+        status = process.stdout.readline() if ready else ""
+        if not status:  # its answer must not come to stand for that of the next part
+            self.end(interpreted)
         return int(status) if status else None, log.read_text()[before:]
 
-    def end(self):
-        for process in self.processes.values():
+    def end(self, *which):
+        for interpreted in which or list(self.processes):
+            process = self.processes.pop(interpreted)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
