@@ -3,9 +3,6 @@
 import importlib
 import json
 import os
-import select
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,74 +22,9 @@ def contents(folder):
     return {part.number: json.loads((folder / f"part-{part.number:02d}.json").read_text()) for part in PARTS}
 
 
-# Reads the flags of a part, a line each, runs it in a fork, writes its exit status.
-FORKS = """
-import os, sys, traceback
-from bench.campaign import __main__ as campaign, parts
-
-for line in sys.stdin:
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.dup2(2, 1)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            status = campaign.main(line.rstrip("\\n").split("\\t"))
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-class Forking:
-    """In place of `bounded`: parts are forks of a process that has imported everything, which takes most of the time of
-    a dry one. There is a process for those in the interpreter and one for the others.
-
-    Args:
-        folder: for what they say.
-    """
-
-    def __init__(self, folder):
-        self.folder, self.processes = folder, {}
-
-    def __call__(self, command, environment, seconds):
-        words = command[command.index("bench.campaign") + 1 :]
-        if words[words.index("--child") + 1] == "6":  # starts a process itself, by the way in which it was started
-            return bounded(command, environment, seconds)
-        interpreted = environment.get("TRITON_INTERPRET", "")
-        log = self.folder / f"said{interpreted}.txt"
-        if interpreted not in self.processes:
-            with log.open("w") as said:
-                self.processes[interpreted] = subprocess.Popen(
-                    [sys.executable, "-c", FORKS], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True,
-                )  # fmt: skip
-        process, before = self.processes[interpreted], log.stat().st_size
-        print(*words, sep="\t", file=process.stdin, flush=True)
-        ready, _, _ = select.select([process.stdout], [], [], seconds)
-        status = process.stdout.readline() if ready else ""
-        if not status:  # its answer must not come to stand for that of the next part
-            self.end(interpreted)
-        return int(status) if status else None, log.read_text()[before:]
-
-    def end(self, *which):
-        for interpreted in which or list(self.processes):
-            process = self.processes.pop(interpreted)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-
-
 @pytest.mark.slow
-def test_every_part_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
-    """As written, but for one thing: most are forked (`Forking`) instead of started anew."""
-    forking = Forking(tmp_path)
-    monkeypatch.setattr(campaign, "bounded", forking)
-    try:
-        status = campaign.main(["--part", "all", "--dry-run", "--out", str(tmp_path)])
-    finally:
-        forking.end()
+def test_every_part_runs_on_a_cpu(tmp_path, capsys):
+    status = campaign.main(["--part", "all", "--dry-run", "--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert status == 0, said
     for number, content in contents(tmp_path).items():
