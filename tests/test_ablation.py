@@ -48,7 +48,7 @@ def test_every_row_is_a_valid_configuration(row):
     assert (
         config != PRESET
         or not row.changes
-        or row.name in ("primary", "label-soft", "stripes", "attention", "background-kept")
+        or row.name in ("primary", "label-soft", "stripes", "attention", "background-kept", "no-image")
     )
     assert config.loss.label_style in get_args(LabelStyle) and config.model.modulation in get_args(Modulation)
     assert row.reference is None or row.reference in BY_NAME
@@ -93,12 +93,12 @@ def with_out(config: Config, out: Path, **changes) -> Config:
 
 
 def test_rows_share_a_teacher_and_a_start_as_far_as_their_settings_agree(tmp_path):
-    rows = [BY_NAME[name] for name in ("none", "generated", "few-images-none", "plane", "no-start", "no-image")]
+    rows = [BY_NAME[name] for name in ("none", "generated", "few-images-none", "plane", "no-start", "no-positive")]
     runs = plan(with_out(PRESET, tmp_path), rows, (1,), ())
     assert names(runs) == [
         *("teacher-1", "start-1", "none-1", "generated-1"),
         *("teacher-1", "start-1", "few-images-none-1"),
-        *("start-1", "plane-1", "no-start-1", "start-1", "no-image-1"),
+        *("start-1", "plane-1", "no-start-1", "start-1", "no-positive-1"),
     ]
     by_name = {run.config.run.name: run for run in runs}
     assert by_name["none-1"].needs is by_name["generated-1"].needs
