@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .palette import surroundings
 
-_WINDOWS = 16  # the height has so many windows' half widths
+_SHARE = 16  # a window reaches this part of the height to each side: 8 pixels at a height of 128
 _FLAT = 0.02  # a variance of normalised RGB up to which a window counts as one colour
 
 
@@ -19,12 +19,14 @@ def drawn_to_edges(mask: Tensor, pictures: Tensor) -> Tensor:
     """Return masks whose rims follow the pictures.
 
     Args:
-        mask: [N, 1, H, W].
+        mask: [N, 1, H, W], 0 or more: where clothes change a picture.
         pictures: [N, 3, H, W], normalised RGB.
     Returns:
         [N, 1, H, W], without a gradient; a little below and above the mask's own range near strong edges.
+    Source:
+        He, Sun and Tang, Guided image filtering, ECCV 2010, for a picture of three colours.
     """
-    around = pictures.shape[2] // _WINDOWS
+    around = pictures.shape[2] // _SHARE
     with torch.autocast(mask.device.type, enabled=False):
         dtype = torch.promote_types(pictures.dtype, torch.float32)
         mask, pictures = mask.to(dtype), pictures.to(dtype)
