@@ -13,6 +13,14 @@ import pytest
 from tests import tiny
 
 GPU_TESTS = Path(__file__).parent / "gpu"
+# The files that take longest, which begin first: otherwise the others would have finished and one core would wait.
+LONGEST = [
+    f"test_{name}.py"
+    for name in (
+        *("campaign", "ablation", "adain", "documented_commands", "training", "graphs", "stages", "goldens"),
+        *("market_preset", "any_command_line", "l1_kl", "elastic", "trackers", "soak", "compile", "profile"),
+    )
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,8 +39,16 @@ def pytest_configure(config: pytest.Config) -> None:
     # torch.compile describes every tensor that it sees to a logger that nobody reads; pytest would keep all of it, and
     # a compilation would take ten times as long.
     logging.getLogger("torch.__trace").disabled = True
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist would begin with the files of the most tests
+        config.option.loadscopereorder = False
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)

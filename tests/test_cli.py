@@ -40,6 +40,13 @@ def test_two_processes_say_a_mistake_once():
     assert done.stderr.count("/nowhere does not exist") == 1 and "Traceback" not in done.stderr
 
 
+def test_commands_start_without_torchs_compiler():
+    """Loading it takes longer than all else that a command needs, and few need it."""
+    modules = ", ".join(f"dgfast.commands.{module}" for module, _ in cli.COMMANDS.values())
+    done = run("-c", f"import sys, {modules}; print('torch._dynamo' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
 
 

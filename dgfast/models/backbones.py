@@ -5,11 +5,41 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights, resnet50
-from torchvision.models.resnet import BasicBlock
 
 from dgfast import checksums
 from dgfast.errors import UserError
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut: [N, inputs, H, W] -> [N, outputs, H/stride, W/stride].
+
+    torchvision has the same block. It is written here because torchvision loads torch's compiler, for which every
+    command would wait a second and a half.
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        stride: of the first convolution and the shortcut.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = shortcut if stride != 1 or inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output.
+
+        Args:
+            x: [N, inputs, H, W].
+        """
+        straight = x if self.downsample is None else self.downsample(x)
+        return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + straight)
 
 
 class SmallResNet(nn.Sequential):
@@ -27,18 +57,14 @@ class SmallResNet(nn.Sequential):
     channels: int
 
     def __init__(self, width: int):
-        def block(inputs: int, outputs: int, stride: int) -> BasicBlock:
-            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-            return BasicBlock(inputs, outputs, stride, shortcut if stride != 1 or inputs != outputs else None)
-
         super().__init__(
             nn.Conv2d(3, width, 3, 2, 1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
-            block(width, width, 1),
-            block(width, 2 * width, 2),
-            block(2 * width, 4 * width, 2),
-            block(4 * width, 8 * width, 1),
+            Block(width, width, 1),
+            Block(width, 2 * width, 2),
+            Block(2 * width, 4 * width, 2),
+            Block(4 * width, 8 * width, 1),
         )
         self.channels = 8 * width
         for layer in self.modules():
@@ -56,6 +82,8 @@ class ResNet50(nn.Module):
     channels = 2048
 
     def __init__(self) -> None:
+        from torchvision.models import resnet50  # not above: see Block
+
         super().__init__()
         net = resnet50(weights=None)
         net.layer4[0].conv2.stride = (1, 1)
@@ -106,6 +134,8 @@ def imagenet_file(cache: Path) -> Path:
     Args:
         cache: torch's hub folder, `torch.hub.get_dir()`.
     """
+    from torchvision.models import ResNet50_Weights  # not above: see Block
+
     return cache / "checkpoints" / Path(ResNet50_Weights.IMAGENET1K_V1.url).name
 
 
@@ -176,6 +206,8 @@ def _imagenet(backbone: nn.Module, cache: Path) -> dict[str, Tensor]:
         raise UserError("--backbone-weights imagenet exists for resnet50 alone; use --backbone-weights none or a file")
     file = imagenet_file(cache)
     if not file.is_file():
+        from torchvision.models import ResNet50_Weights  # not above: see Block
+
         try:
             ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
         except Exception as error:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.transforms.functional import gaussian_blur
 
 from .distances import Distances
 
@@ -177,6 +176,8 @@ def scale(truths: np.ndarray) -> dict[str, np.ndarray]:
         name -> [N, H, W, 3]: "blurred", the truths through a Gaussian of a deviation of 1/64 of their height; "noise",
         independent pixels, always the same.
     """
+    from torchvision.transforms.functional import gaussian_blur  # not above: it loads torch's compiler
+
     deviation = truths.shape[1] / 64
     window = 2 * math.ceil(3 * deviation) + 1
     planes = torch.from_numpy(np.ascontiguousarray(truths.transpose(0, 3, 1, 2)))

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from dgfast.data.batches import denormalise, normalise
 from dgfast.models import DGNet
@@ -58,6 +57,8 @@ def matrix_picture(structures: Tensor, appearances: Tensor, swaps: Tensor) -> Te
     Returns:
         [(A + 1) (H + 2) + 2, (S + 1) (W + 2) + 2, 3] uint8.
     """
+    from torchvision.utils import make_grid  # not above: it loads torch's compiler, a second and a half
+
     cells = [torch.full_like(structures[:1], 255), structures]
     for own, row in zip(appearances, swaps, strict=True):
         cells += [own[None], row]

@@ -5,7 +5,6 @@ from itertools import zip_longest
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from dgfast.data.batches import denormalise
 from dgfast.data.records import Record
@@ -26,6 +25,8 @@ def sample_grid(networks: DGNet, a: Tensor, b: Tensor) -> Tensor:
     Returns:
         [6 (H + 2) + 2, N (W + 2) + 2, 3] uint8 on the CPU.
     """
+    from torchvision.utils import make_grid  # not above: it loads torch's compiler, a second and a half
+
     with evaluating(networks, batch_statistics=False):
         s_a, s_b = networks.structure(grey(torch.cat([a, b]))).chunk(2)
         f_a, f_b = networks.look(torch.cat([a, b])).chunk(2)
