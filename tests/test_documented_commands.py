@@ -134,6 +134,7 @@ def run(line: str, desk: Path) -> None:
 def test_all_that_is_written_works(page, desk, monkeypatch):
     monkeypatch.chdir(desk)
     monkeypatch.setattr(sources, "_built_in_pedestrians", lambda *_: desk / "data" / "Market-1501")
+    monkeypatch.setattr(train, "TRUE_SWAPS", 4)
     given = {
         "query": np.load("q.npy"),
         "gallery": np.load("g.npy"),
