@@ -17,13 +17,14 @@ from dgfast.data.loaders.image import UnreadableImage, read_image
 from dgfast.data.records import JUNK, Record
 from dgfast.errors import UserError
 from dgfast.files import write_text, writing
-from dgfast.model_card import model_card
+from dgfast.model_card import licence_on_card, model_card
 from dgfast.models import DGNet
 from dgfast.models.dgnet import load_model, save_model
 from dgfast.retrieval.features import FeatureSettings, combine, dgnet_halves, extract_batches, mirrored
 from dgfast.run_directory import (
     BUNDLED,
     CARD,
+    CHECKPOINTS,
     CONFIG,
     LICENCE,
     MODEL,
@@ -212,7 +213,8 @@ class Model(DGNet):
 
         Args:
             folder: is made; files of the same names in it are replaced.
-            licence: of the weights, such as "apache-2.0". Imported reference weights keep their own.
+            licence: of the weights, such as "apache-2.0"; "": what the card that came with them says. Imported
+                reference weights keep their own.
             half: whether to write weights in half precision, which halves the file; loading widens them again.
         Returns:
             the folder.
@@ -234,6 +236,7 @@ class Model(DGNet):
         for name in (TABLE, VERIFICATION, LICENCE):
             if (self.folder / name).is_file():
                 write_text((self.folder / name).read_text(), folder / name)
+        licence = licence or licence_on_card(self.folder)
         write_text(model_card(self.folder, self.settings, self.num_classes, licence), folder / CARD)
         return folder
 
@@ -275,7 +278,9 @@ def load(path: str | Path | None = None) -> Model:
     path = BUNDLED if path is None else Path(path)
     if path.is_dir() and not (path / MODEL).is_file():
         has = "a teacher alone, which makes no pictures" if (path / TEACHER).is_file() else f"no {MODEL}"
-        raise UserError(f"{path} holds {has}; expected a finished run: go on with `dgfast train --resume {path}`")
+        begun = (path / CHECKPOINTS).is_dir() or (path / TEACHER).is_file()
+        next_step = f"go on with `dgfast train --resume {path}`" if begun else "pass the folder of one"
+        raise UserError(f"{path} holds {has}; expected a finished run or a saved model: {next_step}")
     folder = path if path.is_dir() else path.parent
     networks = load_model(path / MODEL if path.is_dir() else path, "dgnet")
     settings = read_config(folder) if (folder / CONFIG).is_file() else Config()

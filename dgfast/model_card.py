@@ -1,9 +1,10 @@
 """The page that goes with a shared model: what it was trained on, how good it is, how to use it, and its licence."""
 
+import re
 from pathlib import Path
 
 from dgfast.config import Config
-from dgfast.run_directory import LICENCE, TABLE, read_data
+from dgfast.run_directory import CARD, LICENCE, TABLE, read_data
 
 CITATION = """@inproceedings{zheng2019joint,
   title     = {Joint Discriminative and Generative Learning for Person Re-identification},
@@ -81,6 +82,19 @@ pictures show people who were never photographed that way, and must not be passe
 {CITATION}
 ```
 """
+
+
+def licence_on_card(folder: Path) -> str:
+    """What a folder's model card says about the weights' licence.
+
+    Args:
+        folder: that `Model.save_pretrained` wrote, or any other.
+    Returns:
+        an identifier such as "apache-2.0"; "" where there is no card, or it does not know.
+    """
+    card = folder / CARD
+    said = re.search(r"^license: (\S+)$", card.read_text(), re.MULTILINE) if card.is_file() else None
+    return said[1] if said and said[1] not in ("unknown", "other") else ""
 
 
 def _figures(folder: Path) -> str:

@@ -288,6 +288,17 @@ def write_config(config: Config, run: Path) -> None:
     write_json(to_json(config), run / CONFIG)
 
 
+def where(folder: Path) -> str:
+    """Where to look for a run, for a message about a folder that holds none.
+
+    Args:
+        folder: that was taken for a run directory.
+    """
+    if (folder / LATEST / CONFIG).is_file():
+        return f"did you mean {folder / LATEST}?"
+    return "look into the folder that was given as --out (by default runs)"
+
+
 def read_config(run: Path) -> Config:
     """The settings of a run.
 
@@ -300,9 +311,7 @@ def read_config(run: Path) -> Config:
     """
     file = run / CONFIG
     if not file.is_file():
-        raise UserError(
-            f"{run} holds no {CONFIG}; expected a run directory: look into the folder given as --out (runs)"
-        )
+        raise UserError(f"{run} holds no {CONFIG}; expected a run directory: {where(run)}")
     try:
         return from_json(json.loads(file.read_text()))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -224,5 +224,23 @@ def test_synth_into_a_place_that_cannot_be_written():
 
 
 def test_load_of_an_unfinished_run(tmp_path):
+    with pytest.raises(UserError, match="expected a finished run or a saved model: pass the folder of one"):
+        dgfast.load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="--resume"):
         dgfast.load(tmp_path)
+
+
+def test_the_folder_of_the_runs_is_not_a_run(tmp_path):
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(UserError, match="look into the folder that was given as --out"):
+        train.main(["--resume", str(tmp_path)])
+    (tmp_path / "latest" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"did you mean {tmp_path / 'latest'}?"):
+        train.main(["--resume", str(tmp_path)])
+
+
+@pytest.mark.parametrize(("command", "word", "meant"), [("quality", "--model", "--run"), ("embed", "--run", "--model")])
+def test_what_another_command_calls_a_run_is_named(command, word, meant):
+    with pytest.raises(UserError, match=f"{word} is no flag of dgfast {command}; did you mean {meant}?"):
+        cli.dispatch([command, word, "runs/latest"])

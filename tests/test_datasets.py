@@ -12,6 +12,7 @@ from dgfast.data.datasets import layouts
 from dgfast.data.datasets.load import load_reid
 from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
+from dgfast.pedestrians import generate
 
 
 def put(root: Path, *names: str) -> Path:
@@ -341,3 +342,10 @@ def test_message_is_one_line(tmp_path, load):
     with pytest.raises(UserError) as raised:
         load(put(tmp_path / "data", "readme.txt"))
     assert "\n" not in str(raised.value)
+
+
+def test_people_who_were_drawn_are_not_called_market1501(tmp_path):
+    root = tmp_path / "drawn"
+    generate(root, identities=2, images_per_camera=0.1, cameras_per_identity=(2, 2), distractors=1, size=(32, 32),
+             workers=1, progress=False)  # fmt: skip
+    assert load_reid(root, "market1501", progress=False).name == load_reid(root, progress=False).name == "pedestrians"

@@ -549,6 +549,11 @@ def test_the_figures_are_those_of_the_pictures(networks):
     assert quality.measured["body"].regions["outside"].l1 == pytest.approx(error[~truths.masks].mean(), rel=1e-5)
 
 
+def test_command_says_how_its_file_has_to_end():
+    with pytest.raises(UserError, match="--out is figures; expected a file that ends in .json"):
+        cli.dispatch(["quality", "--out", "figures"])
+
+
 def test_command_says_what_networks_see_and_names_it(run, stand, tmp_path, capsys):
     out = tmp_path / "quality.json"
     cli.dispatch(["quality", "--run", str(run), "--swaps", "5", "--identities", "8", "--out", str(out)])

@@ -57,6 +57,8 @@ def test_the_card_tells_data_figures_and_licence(tmp_path, monkeypatch):
     assert "/home/me" not in card
     unsaid = (model.save_pretrained(tmp_path / "unsaid") / "README.md").read_text()
     assert "license: unknown" in unsaid and "has not said" in unsaid
+    again = dgfast.load(tmp_path / "shared").save_pretrained(tmp_path / "again")
+    assert "license: mit" in (again / "README.md").read_text(), "a model that is saved once more keeps its licence"
 
 
 def test_it_does_not_tell_where_the_data_lay(tmp_path):

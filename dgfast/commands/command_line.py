@@ -20,6 +20,7 @@ from dgfast.ranges import check_numbers, expect, flag
 
 T = TypeVar("T")
 
+_TWINS = {"--run": "--model", "--model": "--run"}  # some commands take one, some the other
 _OF_TYRO = ("--help", "--tyro-print-completion", "--tyro-write-completion")
 
 
@@ -140,7 +141,9 @@ def refuse_unknown(argv: Sequence[str], known: Sequence[str], prog: str) -> None
     for word in argv:
         name = word.partition("=")[0].replace("_", "-")
         if len(name) > 2 and name.startswith("--") and name not in (*known, *_OF_TYRO):
-            raise UserError(f"{name} is no flag of {prog};{meant(name, known)} {prog} --help lists all")
+            twin = _TWINS.get(name)
+            hint = f" did you mean {twin}?" if twin in known else meant(name, known)
+            raise UserError(f"{name} is no flag of {prog};{hint} {prog} --help lists all")
 
 
 def meant(word: str, known: Iterable[str]) -> str:

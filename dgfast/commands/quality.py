@@ -154,6 +154,8 @@ def main(argv: list[str] | None = None) -> None:
         UserError: no such run, or a value is out of range.
     """
     command = read(Command, sys.argv[1:] if argv is None else argv, prog="dgfast quality", description=HELP)
+    if command.out is not None and command.out.suffix != ".json":
+        raise UserError(f"--out is {command.out}; expected a file that ends in .json; .txt and .png lie beside it")
     networks = dgfast.load(command.run)
     config, folder = networks.settings, Path() if command.run is None else networks.folder
     allow_tf32(config.run.tf32)  # as in the table that the run ended with

@@ -7,13 +7,14 @@ import dgfast
 from dgfast import run_directory
 from dgfast.config import MAKE_THEIR_OWN
 from dgfast.data.batches import IMAGENET_MEAN, IMAGENET_STD
+from dgfast.data.datasets.load import BUILT_IN
 from dgfast.inference import Model
+from dgfast.model_card import licence_on_card
 
 from .embedder import Embedder
 from .graph import INPUT, OUTPUT
 from .precision import Precision
 
-BUILT_IN = "pedestrians"  # the name of the synthetic people that dgfast draws
 UNKNOWN = "unknown"
 
 
@@ -93,11 +94,10 @@ def _version() -> str:
 
 def _licence(model: Model, data_set: str) -> str:
     """Of the weights: what came with them, or what their model card says; of the bundled ones that is Apache-2.0."""
-    terms, card = model.folder / run_directory.LICENCE, model.folder / run_directory.CARD
+    terms = model.folder / run_directory.LICENCE
     if terms.is_file():
         return terms.read_text().strip()
-    said = re.search(r"^license: (\S+)$", card.read_text(), re.MULTILINE) if card.is_file() else None
-    licence = said[1] if said and said[1] != "unknown" else "not said by who trained them"
+    licence = licence_on_card(model.folder) or "not said by who trained them"
     return f"weights: {licence}; trained on {data_set}, whose terms hold, too"
 
 

@@ -175,7 +175,7 @@ class Contents:
             "l1": ("L1", 3),
             "psnr": ("PSNR", 1),
             "ssim": ("SSIM", 3),
-            "chroma": ("colour", 1),
+            "chroma": ("chroma", 1),
             "perceptual_lite0": ("perceptual", 3),
         }
         rows: list[tuple[str, ...]] = []
@@ -191,7 +191,7 @@ class Contents:
             if kind == "ours":
                 marked.append(len(rows))
             rows.append((title, *cells))
-        head = ("clothes", *(title for title, _ in columns.values()), "outside", "owner")
+        head = ("clothes", *(title for title, _ in columns.values()), "outside", "owner mAP")
         tables = [_without_gaps(Table(source, head, tuple(rows), tuple(marked)))]
         ours, hand = (_entries(scores, kind, "patterns") for kind in ("ours", "stripes"))
         counts = _entries(quality, "counts")

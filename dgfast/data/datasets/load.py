@@ -12,6 +12,8 @@ from dgfast.data.datasets.check import check_images, default_cache_dir, some
 from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
 
+BUILT_IN = "pedestrians"  # the name of the synthetic people that dgfast draws
+_DRAWN = "synthetic.json"  # what they have in their folder
 _log = logging.getLogger("dgfast")
 
 _SPLITS = ("train", "query", "gallery")
@@ -81,15 +83,20 @@ def load_reid(
         records["multi_query"] = [record for record in extra if (record.person, record.camera) in asked]
     records = _leave_out_bad(layout.root, records, notes, progress)
     return ReidData(
-        name=_folder_name(layout.root) if kind in ("folder", "prepared") else kind,
+        name=_name(kind, layout.root),
         root=layout.root,
         **{split: tuple(records.get(split, ())) for split in (*_SPLITS, "multi_query")},
         notes=tuple(notes),
     )
 
 
-def _folder_name(folder: Path) -> str:
-    """What people call the data set: prepared ones lie in DATASET/pytorch."""
+def _name(kind: str, folder: Path) -> str:
+    """What people call the data set. Prepared ones lie in DATASET/pytorch; people who were drawn have a layout of
+    Market-1501, and must not be taken for it."""
+    if (folder / _DRAWN).is_file():
+        return BUILT_IN
+    if kind not in ("folder", "prepared"):
+        return kind
     folder = folder.resolve()
     return folder.parent.name if folder.name == "pytorch" else folder.name
 
