@@ -288,7 +288,7 @@ def write_config(config: Config, run: Path) -> None:
     write_json(to_json(config), run / CONFIG)
 
 
-def where(folder: Path) -> str:
+def where_to_look(folder: Path) -> str:
     """Where to look for a run, for a message about a folder that holds none.
 
     Args:
@@ -311,7 +311,7 @@ def read_config(run: Path) -> Config:
     """
     file = run / CONFIG
     if not file.is_file():
-        raise UserError(f"{run} holds no {CONFIG}; expected a run directory: {where(run)}")
+        raise UserError(f"{run} holds no {CONFIG}; expected a run directory: {where_to_look(run)}")
     try:
         return from_json(json.loads(file.read_text()))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

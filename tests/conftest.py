@@ -13,7 +13,8 @@ import pytest
 from tests import tiny
 
 GPU_TESTS = Path(__file__).parent / "gpu"
-# The files that take longest, which begin first: otherwise the others would have finished and one core would wait.
+# Test files that take longest begin first. Begun last, one of them would run alone while the other cores have nothing
+# left to do.
 LONGEST = [
     f"test_{name}.py"
     for name in (

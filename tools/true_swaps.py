@@ -28,7 +28,7 @@ from dgfast.data.batches import PairBatch, normalise
 from dgfast.errors import UserError
 from dgfast.pedestrians import Parameters
 from dgfast.pedestrians.picture import make_world
-from dgfast.pedestrians.plan import images_of
+from dgfast.pedestrians.plan import STATED, images_of
 from dgfast.pedestrians.swap import render_swap
 from dgfast.training.distributed import Workers
 from dgfast.training.stages import DGNetStage
@@ -48,7 +48,7 @@ class Drawings:
     """
 
     def __init__(self, data: ReidData, settings: DataConfig):
-        file = data.root / "synthetic.json"
+        file = data.root / STATED
         if not file.is_file():
             raise UserError(
                 f"{data.root} holds no {file.name}; expected people that dgfast drew: leave --data-root out"
@@ -71,7 +71,7 @@ class Drawings:
         return render_swap(self.world, self.shots[body], self.parameters.size, wearer=wearer, owner=owner).image
 
     def of(self, bodies: Sequence[int], clothes: Sequence[int]) -> Tensor:
-        """Draw bodies in clothes, cut out and mirrored at random as training images are.
+        """Draw bodies in clothes, cut out and mirrored as training images are: at random, but the same pair alike.
 
         Args:
             bodies: N places of images in the training records.

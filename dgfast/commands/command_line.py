@@ -20,7 +20,8 @@ from dgfast.ranges import check_numbers, expect, flag
 
 T = TypeVar("T")
 
-_TWINS = {"--run": "--model", "--model": "--run"}  # some commands take one, some the other
+# Commands that read what a run has found out take --run, those that use its model --model.
+_TWINS = {"--run": "--model", "--model": "--run"}
 _OF_TYRO = ("--help", "--tyro-print-completion", "--tyro-write-completion")
 
 
@@ -141,9 +142,7 @@ def refuse_unknown(argv: Sequence[str], known: Sequence[str], prog: str) -> None
     for word in argv:
         name = word.partition("=")[0].replace("_", "-")
         if len(name) > 2 and name.startswith("--") and name not in (*known, *_OF_TYRO):
-            twin = _TWINS.get(name)
-            hint = f" did you mean {twin}?" if twin in known else meant(name, known)
-            raise UserError(f"{name} is no flag of {prog};{hint} {prog} --help lists all")
+            raise UserError(f"{name} is no flag of {prog};{meant(name, known)} {prog} --help lists all")
 
 
 def meant(word: str, known: Iterable[str]) -> str:
@@ -155,7 +154,9 @@ def meant(word: str, known: Iterable[str]) -> str:
     Returns:
         " did you mean ...?", or nothing where no known word is like it.
     """
-    like = difflib.get_close_matches(word, list(known), n=1)
+    known = list(known)
+    twin = _TWINS.get(word)
+    like = [twin] if twin in known else difflib.get_close_matches(word, known, n=1)
     return f" did you mean {like[0]}?" if like else ""
 
 

@@ -122,7 +122,7 @@ def examine(run: Path, *, data: bool = True) -> Findings:
     """
     files = (run_directory.CONFIG, run_directory.CHECKPOINTS, run_directory.MODEL, run_directory.TEACHER)
     if not any((run / name).exists() for name in files):
-        raise UserError(f"{run} holds no run; expected a run directory: {run_directory.where(run)}")
+        raise UserError(f"{run} holds no run; expected a run directory: {run_directory.where_to_look(run)}")
     found = Findings(run, run_directory.trained_by(run))
     config = _config(found)
     classes = _data(found, config, data)

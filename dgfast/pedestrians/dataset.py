@@ -24,6 +24,7 @@ from .picture import Picture, World, make_world, take_picture
 from .plan import (
     QUERY,
     SPLITS,
+    STATED,
     Parameters,
     PlannedImage,
     check,
@@ -163,7 +164,7 @@ def generate(
         )
         described = {name: value for name, value in asdict(summary).items() if name != "out"}
         text = json.dumps({"generator": VERSION, "parameters": asdict(parameters), "counts": described}, indent=2)
-        (folder / "synthetic.json").write_text(text + "\n")
+        (folder / STATED).write_text(text + "\n")
     return summary
 
 

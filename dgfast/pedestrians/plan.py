@@ -16,6 +16,7 @@ from .identity import Identity, draw_identity
 from .picture import Shot, World, draw_encounter, draw_shot
 
 TRAIN, QUERY, GALLERY = SPLITS = ("bounding_box_train", "query", "bounding_box_test")
+STATED = "synthetic.json"  # in the folder of a data set: what was drawn, by which parameters
 
 # Purposes of the generators; picture.py uses 4 and 5.
 _IDENTITY, _WALK, _STRAY, _SWAP = 1, 2, 3, 6

@@ -11,9 +11,9 @@ from dgfast.data.datasets import layouts
 from dgfast.data.datasets.check import check_images, default_cache_dir, some
 from dgfast.data.records import Record, ReidData
 from dgfast.errors import UserError
+from dgfast.pedestrians.plan import STATED
 
 BUILT_IN = "pedestrians"  # the name of the synthetic people that dgfast draws
-_DRAWN = "synthetic.json"  # what they have in their folder
 _log = logging.getLogger("dgfast")
 
 _SPLITS = ("train", "query", "gallery")
@@ -91,9 +91,9 @@ def load_reid(
 
 
 def _name(kind: str, folder: Path) -> str:
-    """What people call the data set. Prepared ones lie in DATASET/pytorch; people who were drawn have a layout of
-    Market-1501, and must not be taken for it."""
-    if (folder / _DRAWN).is_file():
+    """What people call the data set. Prepared ones lie in DATASET/pytorch. People whom dgfast drew lie in Market-1501's
+    layout, and their scores must not be taken for those of Market-1501."""
+    if (folder / STATED).is_file():
         return BUILT_IN
     if kind not in ("folder", "prepared"):
         return kind
