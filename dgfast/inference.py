@@ -1,6 +1,7 @@
 """A trained model as its users hold it: pictures in, vectors or pictures out. `dgfast.load` gives one."""
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from dgfast.run_directory import (
     CONFIG,
     LICENCE,
     MODEL,
+    OLD_CARD,
     TABLE,
     TEACHER,
     VERIFICATION,
@@ -212,7 +214,8 @@ class Model(DGNet):
         and its data lay is not told. What the run found out about its own scores goes along.
 
         Args:
-            folder: is made; files of the same names in it are replaced.
+            folder: is made; files of the same names in it are replaced. A model card that says something else, since
+                somebody may have written in it, is kept beside it as README.old-1.md, or the next number that is free.
             licence: of the weights, such as "apache-2.0"; "": what the card that came with them says. Imported
                 reference weights keep their own.
             half: whether to write weights in half precision, which halves the file; loading widens them again.
@@ -237,7 +240,10 @@ class Model(DGNet):
             if (self.folder / name).is_file():
                 write_text((self.folder / name).read_text(), folder / name)
         licence = licence or licence_on_card(self.folder)
-        write_text(model_card(self.folder, self.settings, self.num_classes, licence), folder / CARD)
+        text, card = model_card(self.folder, self.settings, self.num_classes, licence), folder / CARD
+        if card.is_file() and card.read_text() != text:
+            card.replace(next(old for n in itertools.count(1) if not (old := folder / OLD_CARD.format(n)).exists()))
+        write_text(text, card)
         return folder
 
     @classmethod

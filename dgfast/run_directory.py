@@ -52,6 +52,7 @@ TRACKED = "tracked.json"
 SAMPLES = "samples"
 TABLE = "table.txt"
 CARD = "README.md"  # of a folder to be shared
+OLD_CARD = "README.old-{}.md"  # the one that was there before
 VERIFICATION = "verification.json"
 LICENCE = "licence.txt"  # of weights that came from elsewhere
 PAGE = "report.html"

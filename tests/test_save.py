@@ -88,3 +88,17 @@ def test_the_command(tmp_path, capsys):
     assert dgfast.load(tmp_path / "shared").image_size == (128, 64)
     with pytest.raises(dgfast.UserError, match="where the model was read from"):
         save.main(["--model", str(tmp_path / "shared"), "--out", str(tmp_path / "shared")])
+
+
+def test_a_card_that_somebody_wrote_in_is_kept(tmp_path, capsys):
+    out, written = tmp_path / "shared", ["# Our own words\n", "# More of them\n"]
+    save.main(["--out", str(out)])
+    save.main(["--out", str(out)])
+    assert not list(out.glob("README.old*"))  # nothing of anybody's was in it
+    for number, text in enumerate(written, 1):
+        (out / "README.md").write_text(text)
+        capsys.readouterr()
+        save.main(["--out", str(out)])
+        assert f"README.old-{number}.md" in capsys.readouterr().out
+    assert [(out / f"README.old-{n}.md").read_text() for n in (1, 2)] == written
+    assert "DG-Net" in (out / "README.md").read_text()
