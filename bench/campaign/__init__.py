@@ -2,6 +2,6 @@
 
     python -m bench.campaign --part all --out DIR
 
-`parts.py` has what is checked, `plan.py` in what time, `record.py` what a part leaves behind,
+`parts/` has what is checked, `plan.py` in what time, `record.py` what a part leaves behind,
 `bounded.py` the clock over its process, `table.py` the table of docs/benchmarks.md.
 """

@@ -1,6 +1,7 @@
 """Runs parts of the campaign, each in a process of its own and within its time, or prints the table of results."""
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -102,13 +103,13 @@ def _not_good(content: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def _child(part: Part, folder: Path, dry_run: bool) -> int:
-    from . import parts  # what it imports takes seconds, and with a GPU in sight memory of it
-
+    # Only now: what a part imports takes seconds, and with a GPU in sight memory of it.
+    module = importlib.import_module(f".parts.{part.function}", __package__)
     record = Record(file_of(part, folder), part, dry_run)
     if record.content["device"] == "cpu" and not dry_run:
         print("no GPU in sight; expected one, or --dry-run")
         return 2
-    getattr(parts, part.function)(record)
+    getattr(module, part.function)(record)
     record.finish()
     return 0
 

@@ -8,7 +8,7 @@ class Part(NamedTuple):
 
     number: from 1.
     title: what is checked.
-    function: of parts.py.
+    function: its name in parts/, and that of its file there.
     expected: seconds on an H200, a guess until one has run it.
     limit: seconds after which it is ended, and its verdict is bad.
     shown: figures of the table: key in the JSON -> what it is.
