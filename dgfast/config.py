@@ -468,7 +468,8 @@ def _quickstart() -> Config:
         # There are a few hundred iterations instead of 100,000, so the pictures must become good first: their
         # reconstruction weighs six times as much, and E_a learns from generated images only once they show people.
         # The code of another image does not tell of an image's scene, as its own does: G learns what clothes change.
-        # So it is asked for that alone, which saves a third of G's work.
+        # So it is asked for that alone, which saves a third of G's work. The cycle changes nothing in so short a run
+        # (docs/ablation.md) and would take a sixth of the time.
         # Bodies tell too little of these people's identity: the fine head, taught by generated images that it is the
         # body's, harms both heads (docs/ablation.md).
         loss=LossConfig(
@@ -476,18 +477,19 @@ def _quickstart() -> Config:
             positive_weight=60.0,
             generated_fine_weight=0.0,
             change_weight=60.0,
-            warmup_start=250,
+            cycle_weight=0.0,
+            warmup_start=150,
             warmup_rate=0.01,
         ),
         optim=OptimConfig(
-            iterations=500,
+            iterations=400,
             batch_size=4,
-            generator_iterations=350,
+            generator_iterations=300,
             generator_lr=2e-3,
             discriminator_lr=5e-4,
-            backbone_lr=0.005,
-            head_lr=0.02,
-            milestones=(390,),
+            backbone_lr=0.0025,
+            head_lr=0.01,
+            milestones=(312,),
         ),
         teaching=TeacherConfig(
             teacher_iterations=1000,
@@ -497,7 +499,7 @@ def _quickstart() -> Config:
             backbone_weights="none",
             start_from_teacher=True,
         ),
-        run=RunConfig(log_every=10, sample_every=125, checkpoint_every=125),
+        run=RunConfig(log_every=10, sample_every=100, checkpoint_every=100),
     )
 
 
@@ -516,14 +518,19 @@ def _showcase() -> Config:
             style_hidden=128,
             discriminator_width=16,
         ),
-        loss=replace(quick.loss, image_weight=5.0, positive_weight=55.0, warmup_start=400, warmup_rate=0.005),
+        loss=replace(
+            quick.loss,
+            image_weight=5.0,
+            positive_weight=55.0,
+            cycle_weight=2.0,
+            warmup_start=400,
+            warmup_rate=0.005,
+        ),
         optim=replace(
             quick.optim,
             iterations=800,
             generator_iterations=1500,
             generator_lr=1e-3,
-            backbone_lr=0.0025,
-            head_lr=0.01,
             milestones=(624,),
         ),
         teaching=replace(quick.teaching, teacher_iterations=1500, teacher_milestones=(1100,)),

@@ -11,7 +11,7 @@ import torch
 
 import dgfast
 from dgfast import launcher
-from dgfast.commands import cli, evaluate, import_reference, train
+from dgfast.commands import cli, evaluate, import_reference, sources, train
 from dgfast.config import PRESETS, Config, from_json, to_json
 from dgfast.errors import UserError
 from dgfast.models import DGNet
@@ -216,6 +216,17 @@ def test_mistakes_leave_no_run_behind(tmp_path, words, line):
         train.main([*given, *words, "--out", str(tmp_path / "runs")])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [(["--out", "/proc/nowhere"], "cannot be written"), (["--teacher", "/nowhere"], "/nowhere does not exist")],
+)
+def test_mistakes_are_told_before_images_are_drawn(tmp_path, monkeypatch, words, line):
+    monkeypatch.setattr(sources, "_built_in_pedestrians", lambda *_: pytest.fail("they take half a minute"))
+    with pytest.raises(UserError, match=line):
+        train.main(["--out", str(tmp_path), *words])
+    assert not any(tmp_path.iterdir())
 
 
 def test_synth_into_a_place_that_cannot_be_written():

@@ -75,6 +75,7 @@ ROWS: tuple[Row, ...] = (
     Row("no-positive", "without same-identity reconstruction", "losses", {"positive_weight": 0.0}),
     Row("no-structure-code", "without the structure code's", "losses", {"structure_code_weight": 0.0}),
     Row("no-cycle", "without the cycle's", "losses", {"cycle_weight": 0.0}),
+    Row("cycle", "with the cycle's", "losses", {"cycle_weight": 2.0}),
     Row("no-generated-identity", "without generated identity", "losses", {"generated_identity_weight": 0.0}),
     Row("no-adversarial", "without the adversarial loss", "losses", {"adversarial_weight": 0.0}),
     Row("no-positive-identity", "without the positives' identity", "losses", {"positive_identity_weight": 0.0}),

@@ -22,7 +22,7 @@ from dgfast.config import Config, check
 from dgfast.data import ReidData, choose_loader, evaluation_batches
 from dgfast.data.datasets import describe
 from dgfast.errors import CannotWrite, Diverged, Interrupted, UserError, within_memory
-from dgfast.files import write_json, write_png, write_text
+from dgfast.files import require_writable, write_json, write_png, write_text
 from dgfast.models import DGNet, Teacher
 from dgfast.models.dgnet import load_model
 from dgfast.reporting import Looks, look, write_report
@@ -37,7 +37,7 @@ from dgfast.training.distributed import Workers
 from dgfast.training.samples import spread
 from dgfast.training.stage_log import say
 from dgfast.training.trackers import FINAL, require, tracking
-from dgfast.training.trainer import Trainer
+from dgfast.training.trainer import Trainer, read_teacher
 
 HELP = """Train DG-Net: the teacher first, then the networks against it; then evaluate both.
 
@@ -87,6 +87,11 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(config.run.threads)
     with Workers() as workers, ExitStack() as stack:
         resumed = workers.share(_resumed(command, stack) if workers.first else None)
+        # Before images are drawn or read, which may take minutes.
+        if not resumed:
+            require_writable(config.run.out, "pass another --out")
+        if config.teaching.teacher:
+            read_teacher(config.teaching.teacher)
         data = open_data(config, workers)
         if workers.first:
             print(data.summary())
@@ -244,7 +249,7 @@ def _same_teacher(now: Path, then: Path | None, run: Path) -> bool:
         expected = load_model(copied, "teacher").state_dict()
     except UserError:  # damaged; the run is about to copy its teacher once more
         return now == then
-    found = load_model(now / run_directory.TEACHER if now.is_dir() else now, "teacher").state_dict()
+    found = read_teacher(now).state_dict()
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 

@@ -150,7 +150,7 @@ class Trainer:
             teacher = make_teacher(self.config.model, self.data.num_classes)
             self._load_backbone(teacher.backbone)
             return teacher
-        teacher = load_model(path / TEACHER if path.is_dir() else path, "teacher")
+        teacher = read_teacher(path)
         found = teacher.head.classify.out_features
         if found != self.data.num_classes:
             raise UserError(
@@ -252,6 +252,17 @@ class Trainer:
         if self.workers.first:
             save_model(model, self.config.model, self.data.num_classes, self.run / name)
         self.workers.barrier()
+
+
+def read_teacher(path: Path) -> Teacher:
+    """A trained teacher.
+
+    Args:
+        path: a run directory, or its teacher.safetensors.
+    Raises:
+        UserError: there is none, or the file is damaged or holds something else.
+    """
+    return load_model(path / TEACHER if path.is_dir() else path, "teacher")
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
