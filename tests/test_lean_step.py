@@ -112,6 +112,18 @@ def test_bodies_in_their_own_clothes_are_painted_only_where_that_counts(modulati
     compare(spared, whole)
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [({"label_style": "appearance"}, 0), ({"label_style": "appearance", "teacher_confidence": 0.2}, 1), ({}, 1)],
+)
+def test_the_teacher_is_asked_where_labels_depend_on_it(options, asked):
+    networks, teacher, batch = setting()
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    lean(networks, teacher, batch, WEIGHTS["warm"], joint=True, structure_learns=True, **options)
+    assert len(calls) == asked
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("structure_learns", [True, False], ids=["learns", "judges"])
 def test_same_losses_and_gradients(weights, structure_learns):

@@ -71,6 +71,9 @@ def gradient_penalty(maps: list[Tensor], images: Tensor) -> Tensor:
     return penalty
 
 
+KNOWN_LABELS = ("appearance", "uniform")  # styles whose labels are known without asking the teacher
+
+
 def label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structure: Tensor) -> Tensor:
     """The label of generated images for the primary head.
 
@@ -78,7 +81,7 @@ def label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structu
         style: soft: mean of the softmaxes of the views; hard: its best class; appearance: the identity whose clothes
             the image wears; uniform: all classes alike (LSRO); two-label: the soft label restricted to the two
             identities.
-        teacher_logits: [V, N, K], the teacher on V views (image and mirror).
+        teacher_logits: [V, N, K], the teacher on V views (image and mirror); for `KNOWN_LABELS` only the shape counts.
         appearance: [N] int64, identities whose clothes the images wear.
         structure: [N] int64, identities whose bodies the images show.
     Returns:

@@ -374,8 +374,11 @@ def generator_losses(
                 student_a, student_b = each(learned, (x_ba.detach(), x_ab.detach()), joint_statistics)
             else:
                 student_a, student_b = each(learned.describe, [of.learned for of in seen], joint_statistics)
-        said = torch.cat(teach(teacher, (x_ba, x_ab), batch_statistics, joint_statistics), 1)
         soft["student_logits"] = torch.cat([student_a.prim_logits, student_b.prim_logits])
+        if teacher_confidence or label_style not in losses.KNOWN_LABELS:
+            said = torch.cat(teach(teacher, (x_ba, x_ab), batch_statistics, joint_statistics), 1)
+        else:
+            said = soft["student_logits"][None]  # tells the number of classes; nothing else is asked
         if label_style == "soft" and not teacher_confidence:
             soft["teacher_logits"] = said
         else:
