@@ -215,7 +215,7 @@ class Model(DGNet):
 
         Args:
             folder: is made; files of the same names in it are replaced. A model card that says something else, since
-                somebody may have written in it, is kept beside it as README.old-1.md, or the next number that is free.
+                somebody may have written in it, is kept beside it under the next free name of `run_directory.OLD_CARD`.
             licence: of the weights, such as "apache-2.0"; "": what the card that came with them says. Imported
                 reference weights keep their own.
             half: whether to write weights in half precision, which halves the file; loading widens them again.
