@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from dgfast.config import Config, DataConfig, RunConfig, TeacherConfig, from_json, to_json
+from dgfast.config import Config, DataConfig, RunConfig, TeacherConfig, changed, from_json, to_json
 from dgfast.errors import UserError
 from dgfast.pedestrians import VERSION
 
-from .rows import Row, changed
+from .rows import Row
 
 RESULTS = "results"
 # Settings that say where and how a run works, not what comes out. The teacher is a file here, but always of the same

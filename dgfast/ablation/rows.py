@@ -1,11 +1,10 @@
 """The rows of the ablation: which settings each changes, and which other row it is compared with."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from dgfast.config import Config, SyntheticConfig
+from dgfast.config import Config, SyntheticConfig, changed
 from dgfast.errors import UserError
 
 Group = Literal["heads", "settings", "remedies", "filter", "labels", "losses"]
@@ -84,24 +83,6 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A configuration with other values.
-
-    Args:
-        config: every setting.
-        changes: field name, of any group, -> value.
-    Returns:
-        a copy.
-    """
-    groups: dict[str, Any] = {}
-    for group in dataclasses.fields(config):
-        part = getattr(config, group.name)
-        if dataclasses.is_dataclass(part) and not isinstance(part, type):
-            own = {name: value for name, value in changes.items() if hasattr(part, name)}
-            groups[group.name] = dataclasses.replace(part, **own)
-    return dataclasses.replace(config, **groups)
-
-
 def chosen(config: Config, names: Sequence[str] = (), groups: Sequence[Group] = ()) -> list[Row]:
     """The rows that were asked for and those that they are compared with, those that matter most first.
 
@@ -126,7 +107,7 @@ def chosen(config: Config, names: Sequence[str] = (), groups: Sequence[Group] = 
     while missing:
         missing = {reference for name in missing if (reference := by_name[name].reference)} - wanted
         wanted |= missing
-    built_in = {f.name for f in dataclasses.fields(SyntheticConfig)}
+    built_in = {f.name for f in fields(SyntheticConfig)}
     kept: dict[str, Config] = {}
     for row in ROWS:
         settings = changed(config, row.changes)

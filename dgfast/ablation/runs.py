@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from dgfast import run_directory
-from dgfast.config import Config, LossConfig
+from dgfast.config import Config, LossConfig, changed
 from dgfast.files import replacing
 
 from .results import expect_same, settings_of
-from .rows import Row, changed
+from .rows import Row
 
 RUNS = "runs"
 REPORT = "report.json"

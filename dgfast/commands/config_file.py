@@ -17,7 +17,7 @@ import yaml
 
 from dgfast import run_directory
 from dgfast.commands.command_line import check_settings, meant
-from dgfast.config import PRESETS, Config, from_json, to_json
+from dgfast.config import PRESETS, Config, changed, from_json, to_json
 from dgfast.errors import UserError
 
 LONGEST = 256 * 1024  # bytes of a file; what --print-config writes has a twentieth of it
@@ -33,7 +33,7 @@ def under_flags(file: Path | None, preset: str | None, **own: Any) -> Config:
         file: YAML, with the names of flags, in sections or without; or a run's config.json, which is complete, so that
             no preset shows through. None: the preset alone.
         preset: given as a flag, it counts in place of the file's.
-        own: settings of the run that the command has in place of the preset's.
+        own: settings that the command has in place of the preset's.
     Raises:
         UserError: there is no such preset, or no such file; it is too long, no YAML, has unknown or doubled names, a
             value of the wrong kind or out of its range.
@@ -77,8 +77,7 @@ def as_yaml(config: Config) -> str:
 
 
 def _preset(name: str, own: dict[str, Any]) -> Config:
-    preset = PRESETS[name]
-    return dataclasses.replace(preset, run=dataclasses.replace(preset.run, **own))
+    return changed(PRESETS[name], own)
 
 
 def _check_preset(name: str, called: str) -> None:

@@ -165,7 +165,7 @@ def defaults(argv: list[str], **own: Any) -> Config:
 
     Args:
         argv: flags.
-        own: settings of the run that the command has in place of the preset's.
+        own: settings that the command has in place of the preset's.
     Raises:
         UserError: there is no such preset, or the file does not serve.
     """
