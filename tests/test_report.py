@@ -326,7 +326,7 @@ def test_settings_that_differ_from_the_preset_are_marked(tmp_path):
     config = PRESETS["quickstart"]
     run_directory.make(replace(config, optim=replace(config.optim, iterations=7)), tmp_path / "run")
     marked = [(table.caption, table.rows[i]) for table in read(tmp_path / "run", None).settings() for i in table.marked]
-    assert marked == [("Optimisers", ("--iterations", "7", "500"))]
+    assert marked == [("Optimisers", ("--iterations", "7", "400"))]
 
 
 # --- What the networks make of the images
