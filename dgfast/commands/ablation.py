@@ -32,7 +32,8 @@ dgfast ablation --table                              (the table of what is there
 Each run is a process of one thread; --jobs of them work side by side. What is finished stays in --out and is not made
 again; Ctrl-C lets the runs save and leave. Every flag of dgfast train changes all rows. docs/ablation.md explains them.
 """
-# Rows differ by two points of mAP, about as much as another sixty people would change each (docs/ablation.md).
+# Rows differ by a point or two of mAP, which the quick start's sixty people do not tell from chance
+# (docs/ablation.md).
 TEST_IDENTITIES = 360
 TRANSFER_SEED = 78  # of other people, whom no preset trains on, before cameras that differ as much as they can
 
