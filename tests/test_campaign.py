@@ -18,8 +18,12 @@ ROOT = Path(__file__).parents[1]
 campaign = importlib.import_module("bench.campaign.__main__")
 
 
+def content(folder, part):
+    return json.loads(campaign.file_of(part, folder).read_text())
+
+
 def contents(folder):
-    return {part.number: json.loads((folder / f"part-{part.number:02d}.json").read_text()) for part in PARTS}
+    return {part.number: content(folder, part) for part in PARTS}
 
 
 INTERPRETED = [part for part in PARTS if part.interpreted]
@@ -32,8 +36,7 @@ def test_parts_run_on_a_cpu_each_in_a_process_of_its_own(tmp_path, capsys):
     said = capsys.readouterr().out
     assert status == 0, said
     for part in INTERPRETED:
-        content = json.loads((tmp_path / f"part-{part.number:02d}.json").read_text())
-        assert_good(content)
+        assert_good(content(tmp_path, part))
         assert f"part {part.number}: good in " in said
 
 
@@ -42,13 +45,13 @@ def test_parts_run_on_a_cpu_each_in_a_process_of_its_own(tmp_path, capsys):
 def test_every_other_part_runs_on_a_cpu(part, tmp_path):
     """In this process, whose torch need not be loaded again."""
     assert campaign.main(["--child", str(part.number), "--dry-run", "--out", str(tmp_path)]) == 0
-    assert_good(json.loads((tmp_path / f"part-{part.number:02d}.json").read_text()))
+    assert_good(content(tmp_path, part))
 
 
-def assert_good(content):
-    assert content["verdict"] == "good", content
-    assert content["dry_run"] and content["device"] == "cpu"
-    assert content["versions"]["torch"] and content["checks"] and content["error"] is None
+def assert_good(found):
+    assert found["verdict"] == "good", found
+    assert found["dry_run"] and found["device"] == "cpu"
+    assert found["versions"]["torch"] and found["checks"] and found["error"] is None
 
 
 def test_a_call_ends_within_its_ten_minutes():
