@@ -6,6 +6,7 @@ dgfast's networks; what E_s, G and D compute from them is written down again, in
 """
 
 import copy
+import itertools
 from dataclasses import asdict
 
 import torch
@@ -95,7 +96,7 @@ def palette(net, seen, images, foretold):
 
 def lit(net, look, bodies):
     """Colours [N, 3, H/4] of clothes as they look in the light of other pictures."""
-    _, colours, seen = look
+    _, colours, seen, *_ = look
     change = net.relight(torch.cat([edges(bodies), seen], 1))
     return colours * (1 + change[:, :3, None]) + change[:, 3:, None]
 
@@ -152,6 +153,21 @@ def mask(net, s):
     x = lrelu(layer_norm(x, net.upsample.gamma, net.upsample.beta))
     x = padded(net.to_mask, lrelu(padded(net.refine, x, 1)), 1)
     return F.pixel_shuffle(x, 2) + by_place
+
+
+def woven(image, colours, clothes, body):
+    """The pattern [N, 1, H, W] of the clothes in pictures, thread by thread, on bodies; both by where clothes are."""
+    rows = plane(colours, image)
+    brighter = ((grey(image) + 2.25).clamp(0.1) / (grey(rows) + 2.25).clamp(0.1)).log().clamp(-1.2, 1.2) * clothes
+    found = torch.zeros_like(brighter)
+    for n, y in itertools.product(range(len(image)), range(image.shape[2])):
+        of_clothes, of_body = (clothes[n, 0, y] + 1e-4).tolist(), (body[n, 0, y] + 1e-4).tolist()
+        for x, counts in enumerate(of_body):
+            thread = int(24 * (sum(of_body[:x]) + counts / 2) / sum(of_body))
+            reach = (thread + 0.5) / 24 * sum(of_clothes)
+            pixel = next(p for p in range(len(of_clothes)) if sum(of_clothes[: p + 1]) >= reach)
+            found[n, 0, y, x] = brighter[n, 0, y, pixel]
+    return found.detach()
 
 
 def worn(net, own, strangers, image):
@@ -328,6 +344,9 @@ def iteration(
             sure_b = plane(lit(g.palette, look_a, b.image), x_ba).detach()
             x_ab = 0.25 * x_ab + 0.75 * sure_a + 0.3 * sharp(grey(a.image))
             x_ba = 0.25 * x_ba + 0.75 * sure_b + 0.3 * sharp(grey(b.image))
+            # cover_a and cover_b are of the bodies a and b, and by them of the clothes that a and b wear.
+            x_ab = (x_ab + 2.25) * torch.exp(0.5 * woven(b.image, look_b[1], cover_b, cover_a)) - 2.25
+            x_ba = (x_ba + 2.25) * torch.exp(0.5 * woven(a.image, look_a[1], cover_a, cover_b)) - 2.25
         x_ab = (1 - cover_a) * a.image + cover_a * x_ab
         x_ba = (1 - cover_b) * b.image + cover_b * x_ba
 

@@ -9,6 +9,7 @@ from dgfast.models import DGNet
 from dgfast.models.dgnet import load_model, save_model
 from dgfast.models.palette import LIGHT, ROW, Palette, details, light, worn
 from dgfast.models.structure import grey
+from dgfast.models.weave import THREADS
 from dgfast.training.palettes import compare, looks_at
 from tests.tiny import MODEL, SIZE
 
@@ -29,8 +30,9 @@ def test_a_picture_of_one_colour_has_that_colour_in_every_row(size, memory_forma
     images = colour.expand(2, 3, *size).contiguous(memory_format=memory_format)
     palette = fresh()
     look = palette(torch.randn(2, 16, size[0] // 8, size[1] // 8), images)
-    code, seen, colours = palette.split(look)
+    code, seen, colours, weave = palette.split(look)
     assert code.shape == (2, 32) and seen.shape == (2, LIGHT) and colours.shape == (2, 3, size[0] // ROW)
+    assert weave.shape == (2, size[0], THREADS) and not weave.any()
     torch.testing.assert_close(colours, colour[0, :, :, 0].expand_as(colours), atol=1e-4, rtol=1e-4)
 
 
@@ -48,7 +50,7 @@ def test_rows_are_those_of_the_clothes():
     features[0, 0, :, 2:4] = 5.0
     for half, colour in enumerate((1.0, 2.0)):
         images[:, :, 24 * half : 24 * (half + 1), 12:36] = colour
-    _, _, colours = palette.split(palette(features, images))
+    colours = palette.split(palette(features, images))[2]
     torch.testing.assert_close(colours[0, :, :5], torch.full((3, 5), 1.0), atol=0.02, rtol=0)
     torch.testing.assert_close(colours[0, :, -5:], torch.full((3, 5), 2.0), atol=0.02, rtol=0)
 
@@ -137,7 +139,12 @@ def test_pictures_are_compared_with_the_other_of_the_person_and_images_with_ever
         looks = looks_at(networks, pictures, seen, networks.structure(grey(torch.cat([a, b]))))
         found = compare(networks, looks)
         each = [networks.look(x) for x in pictures]
-        torch.testing.assert_close(torch.cat(looks.each), torch.cat(each))
+        for found_look, look in zip(looks.each[:2], each[:2], strict=True):
+            torch.testing.assert_close(found_look, look)
+        for found_look, look in zip(looks.each[2:], each[2:], strict=True):  # of positives, all but the weave
+            *told, weave = palette.split(found_look)
+            torch.testing.assert_close(told, list(palette.split(look)[:3]))
+            assert not weave.any()
         partners = torch.cat([each[2], each[3], each[0], each[1]])
         torch.testing.assert_close(found.colours, palette.colours(partners, light(torch.cat(pictures))))
         for n, image in enumerate(torch.cat([a, b])):

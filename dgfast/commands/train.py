@@ -34,6 +34,7 @@ from dgfast.synthesis import lite0, swap_matrix
 from dgfast.synthesis.distances import Eyes
 from dgfast.synthesis.quality import short_table
 from dgfast.training.distributed import Workers
+from dgfast.training.heap import keep_freed_memory
 from dgfast.training.samples import spread
 from dgfast.training.stage_log import say
 from dgfast.training.trackers import FINAL, require, tracking
@@ -86,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     with Workers() as workers, ExitStack() as stack:
+        if workers.device.type == "cpu":
+            keep_freed_memory()
         resumed = workers.share(_resumed(command, stack) if workers.first else None)
         # Before images are drawn or read, which may take minutes.
         if not resumed:

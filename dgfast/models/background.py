@@ -13,6 +13,7 @@ from torch import Tensor
 from .edges import drawn_to_edges
 from .palette import details
 from .structure import grey
+from .weave import patterned, put_on
 
 
 class Change(NamedTuple):
@@ -39,6 +40,8 @@ class Cover(NamedTuple):
     """Share of the body's own details, its folds, seams and edges, that new clothes take over from its picture."""
     doubt: float = 0.0
     """Share of the painted details that is left out of new clothes, since G learned them on bodies in their own."""
+    woven: float = 0.0
+    """Share of the pattern of the clothes' own picture (weave.py) that is laid on the palette's colours, as a logarithm."""
     drawn: bool = False
     """Whether changes are drawn to the edges of the body's picture (edges.py) before they become an opacity."""
 
@@ -62,24 +65,45 @@ class Cover(NamedTuple):
         """
         return self.scene + (1 - self.scene) * self.opacity(change)
 
-    def over(self, painted: Tensor, bodies: Tensor, palette: Tensor | None = None) -> Tensor:
+    def covered(self, change: Tensor, pictures: Tensor) -> Tensor:
+        """How far clothes cover pictures; without a gradient.
+
+        Args:
+            change: [N, 1, H, W], as G foretells it.
+            pictures: [N, 3, H, W], normalised.
+        Returns:
+            [N, 1, H, W], 0 .. 1.
+        """
+        return self.opacity(drawn_to_edges(change.clamp(min=0), pictures) if self.drawn else change)
+
+    def over(
+        self,
+        painted: Tensor,
+        bodies: Tensor,
+        palette: Tensor | None = None,
+        weave: Tensor | None = None,
+        opacity: Tensor | None = None,
+    ) -> Tensor:
         """Lay painted clothes over pictures of the bodies.
 
         Args:
             painted: [N, 4, H, W], what G gave; picture n is of body n mod M.
             bodies: [M, 3, H, W], their pictures, normalised.
             palette: [N, 3, H, W], the colours that G added details to, where it looks for the clothes.
+            weave: [N, H, 24], the pattern of the clothes, likewise.
+            opacity: [M, 1, H, W], `covered` of the bodies where it is known already.
         Returns:
             [N, 3, H, W].
         """
-        bodies = torch.cat([bodies] * (len(painted) // len(bodies)))  # Tensor.repeat would lose the memory format
+        times = len(painted) // len(bodies)
+        bodies = torch.cat([bodies] * times)  # Tensor.repeat would lose the memory format
+        covers = self.covered(painted[:, 3:], bodies) if opacity is None else torch.cat([opacity] * times)
         clothes = painted[:, :3]
         if palette is not None:
             clothes = torch.lerp(clothes, palette.to(clothes.dtype), self.doubt) + self.own * details(grey(bodies))
-        change = painted[:, 3:]
-        if self.drawn:
-            change = drawn_to_edges(change.clamp(min=0), bodies)
-        return bodies + self.opacity(change) * (clothes - bodies)
+        if weave is not None:
+            clothes = patterned(clothes, self.woven * put_on(weave, covers))
+        return bodies + covers * (clothes - bodies)
 
 
 # PAINTED: G foretells how two pictures that it painted differ. In the scene they differ a little, hence the margin.
@@ -88,7 +112,7 @@ class Cover(NamedTuple):
 # not learn scenes, so their pixels hardly count. On true swaps the error grows with the share of G's details; three
 # tenths of the body's own leave it as it is (docs/generation.md).
 PAINTED = Cover(faint=0.09, full=0.18, scene=0.2)
-SEEN = Cover(faint=0.09, full=0.18, scene=0.02, own=0.3, doubt=0.75, drawn=True)
+SEEN = Cover(faint=0.09, full=0.18, scene=0.02, own=0.3, doubt=0.75, woven=0.5, drawn=True)
 
 
 def changes(one: Tensor, other: Tensor) -> Change:

@@ -85,7 +85,7 @@ class DGNet(nn.Module):
             return palette(seen.features, images)
         with torch.no_grad():
             foretold = mask(self.structure(grey(images)) if structure is None else structure)
-        return palette(seen.features, images, foretold)
+        return palette(seen.features, images, foretold, self.cover.covered(foretold, images))
 
     def light(self, *images: Tensor) -> Tensor | None:
         """What G gets of the light in pictures of bodies.
@@ -111,7 +111,9 @@ class DGNet(nn.Module):
         painted = self.decoder(structure, look, light)
         return painted if self.config.background == "painted" else self.laid_over(painted, look, light, bodies)
 
-    def laid_over(self, painted: Tensor, look: Tensor, light: Tensor | None, bodies: Tensor) -> Tensor:
+    def laid_over(
+        self, painted: Tensor, look: Tensor, light: Tensor | None, bodies: Tensor, opacity: Tensor | None = None
+    ) -> Tensor:
         """Painted clothes over pictures of the bodies, with `--background kept`.
 
         Args:
@@ -119,13 +121,15 @@ class DGNet(nn.Module):
             look: [N, ...], what `look` gives of the clothes.
             light: [M, 36], of the bodies' pictures, or None; as `light` gives it.
             bodies: [M, 3, H, W], normalised; picture n is of body n mod M.
+            opacity: [M, 1, H, W], how far clothes cover the bodies' pictures, where it is known already.
         Returns:
             [N, 3, H, W], normalised.
         """
-        colours = None
+        colours = weave = None
         if self.decoder.palette is not None and light is not None:
             colours = plane(self.decoder.palette.colours(look, light).detach(), *painted.shape[2:])
-        return self.cover.over(painted, bodies, colours)
+            weave = self.decoder.palette.split(look)[3]
+        return self.cover.over(painted, bodies, colours, weave, opacity)
 
 
 def make_teacher(config: ModelConfig, num_classes: int) -> Teacher:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import SLOPE, places
+from .weave import THREADS, taken_off
 
 ROW = 4  # pixels, height of a row of the palette; as the structure code's places
 LIGHT = 36  # values that tell of a picture's light: nine of each of its four edges
@@ -139,7 +140,9 @@ class Palette(nn.Module):
             for parameter in network[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, features: Tensor, images: Tensor, foretold: Tensor | None = None) -> Tensor:
+    def forward(
+        self, features: Tensor, images: Tensor, foretold: Tensor | None = None, opacity: Tensor | None = None
+    ) -> Tensor:
         """Look at pictures of clothes.
 
         Args:
@@ -147,8 +150,10 @@ class Palette(nn.Module):
             images: [N, 3, H, W], normalised, H and W divisible by 4.
             foretold: [N, 1, H, W], where G sees clothes in the images' structure, which is finer than the feature map;
                 None: it does not say.
+            opacity: [N, 1, H, W], 0 .. 1, how far clothes cover the pictures; None: not known, and no weave.
         Returns:
-            [N, code_length + 36 + 3 H / 4]: the code, channel-major; the light; the colours of the rows, red first.
+            [N, code_length + 36 + 3 H / 4 + 24 H]: the code, channel-major; the light; the colours of the rows, red
+            first; the weave (weave.py).
         """
         with torch.autocast(images.device.type, enabled=False):
             dtype = self.log_reach.dtype  # whatever the networks around it compute in: colours are worth their bits
@@ -168,29 +173,33 @@ class Palette(nn.Module):
             near = torch.exp((number[:, None] - number).div(self.log_reach.exp()).square().div(-2))
             sums = sums @ near
             colours = sums[:, :3] / (sums[:, 3:] + 1e-6)
-            return torch.cat([code.flatten(1), light(images), colours.flatten(1)], 1)
+            weave = images.new_zeros(n, images.shape[2] * THREADS)
+            if opacity is not None:
+                weave = taken_off(images, plane(colours, *images.shape[2:]), opacity.to(dtype)).flatten(1)
+            return torch.cat([code.flatten(1), light(images), colours.flatten(1), weave], 1)
 
-    def split(self, look: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, look: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The parts of what `forward` gave.
 
         Args:
-            look: [N, code_length + 36 + 3 H / 4].
+            look: [N, code_length + 36 + 3 H / 4 + 24 H].
         Returns:
-            code [N, code_length], light [N, 36], colours [N, 3, H / 4].
+            code [N, code_length], light [N, 36], colours [N, 3, H / 4], weave [N, H, 24].
         """
-        code, seen, colours = look.split([self.code_length, LIGHT, look.shape[1] - self.code_length - LIGHT], 1)
-        return code, seen, colours.reshape(len(look), 3, -1)
+        rows = (look.shape[1] - self.code_length - LIGHT) // (3 + THREADS * ROW)
+        code, seen, colours, weave = look.split([self.code_length, LIGHT, 3 * rows, THREADS * ROW * rows], 1)
+        return code, seen, colours.reshape(len(look), 3, rows), weave.reshape(len(look), ROW * rows, THREADS)
 
     def colours(self, look: Tensor, of_bodies: Tensor) -> Tensor:
         """The colours of clothes in the light of the bodies' pictures.
 
         Args:
-            look: [N, code_length + 36 + 3 H / 4], what `forward` gave of the clothes.
+            look: [N, code_length + 36 + 3 H / 4 + 24 H], what `forward` gave of the clothes.
             of_bodies: [M, 36], `light` of the bodies' pictures; clothes n go to body n mod M.
         Returns:
             [N, 3, H / 4], normalised RGB.
         """
-        _, seen, colours = self.split(look)
+        _, seen, colours, _ = self.split(look)
         with torch.autocast(look.device.type, enabled=False):
             wanted = torch.cat([of_bodies] * (len(look) // len(of_bodies)))
             gain, offset = self.relight(torch.cat([wanted, seen], 1))[..., None].chunk(2, 1)

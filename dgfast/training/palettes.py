@@ -31,6 +31,8 @@ class Looks(NamedTuple):
     """[4N, 1, H, W], how much other clothes would change each pixel, where G tells that from the structure."""
     pictures: Tensor | None = None
     """[4N, 3, H, W], the pictures themselves, where G looks for the clothes."""
+    opacity: Tensor | None = None
+    """[2N, 1, H, W], how far clothes cover both streams' images, where G tells that from the structure."""
 
     @property
     def of_bodies(self) -> Tensor | None:
@@ -50,14 +52,17 @@ def looks_at(networks: DGNet, pictures: Sequence[Tensor], seen: Sequence[Appeara
     palette, mask = networks.decoder.palette, networks.decoder.mask
     if palette is None:
         return Looks([out.code for out in seen])
-    foretold = None
+    foretold = opacity = covered = None
+    images = torch.cat(list(pictures))
     if mask is not None:
         with torch.no_grad():
             of_positives = networks.structure(grey(torch.cat(list(pictures[2:]))))
             foretold = mask(torch.cat([structure.detach(), of_positives]))
-    images = torch.cat(list(pictures))
-    looks = palette(torch.cat([out.features for out in seen]), images, foretold)
-    return Looks(list(looks.chunk(len(pictures))), palette.split(looks)[1], foretold, images)
+            # The clothes of positives are never laid over another body, so nobody asks for their weave.
+            opacity = networks.cover.covered(*(of.chunk(2)[0] for of in (foretold, images)))
+            covered = torch.cat([opacity, torch.zeros_like(opacity)])
+    looks = palette(torch.cat([out.features for out in seen]), images, foretold, covered)
+    return Looks(list(looks.chunk(len(pictures))), palette.split(looks)[1], foretold, images, opacity)
 
 
 class Comparison(NamedTuple):

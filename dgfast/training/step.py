@@ -160,8 +160,9 @@ def translate(
         else:
             change_a, change_b = changes(x_a_positive, x_ab), changes(x_b_positive, x_ba)
         light_a, light_b = (None, None) if looks.of_bodies is None else looks.of_bodies.chunk(2)
-        x_ab = networks.laid_over(x_ab, b, light_a, batch.a.image)
-        x_ba = networks.laid_over(x_ba, a, light_b, batch.b.image)
+        cover_a, cover_b = (None, None) if looks.opacity is None else looks.opacity.chunk(2)
+        x_ab = networks.laid_over(x_ab, b, light_a, batch.a.image, cover_a)
+        x_ba = networks.laid_over(x_ba, a, light_b, batch.b.image, cover_b)
         x_a_positive, x_b_positive = x_a_positive[:, :3], x_b_positive[:, :3]
         if x_a is not None and x_b is not None:
             x_a, x_b = x_a[:, :3], x_b[:, :3]

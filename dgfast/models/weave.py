@@ -1,0 +1,73 @@
+"""The weave: the pattern of clothes, laid round another body.
+
+A palette holds rows of colours, so that checks, bands and prints become their mean. The weave keeps what the rows leave
+out. Clothes are taken off row by row: however wide a row of them is in the picture, its pixels become a fixed number of
+threads, from the left edge of the clothes to the right one. Put on, the threads of a row spread over the clothes of the
+other body in that row. A thread says how many times as bright the cloth is as the row's colour, which hangs neither on
+the colour nor on the light.
+
+Nothing is learned. Where clothes begin and end in a row is told by opacities (background.py): a pixel counts as much as
+it is covered. Left goes to left, since that is all that is known of another pose.
+"""
+
+import torch
+from torch import Tensor
+
+from .structure import grey
+
+THREADS = 24  # in a row; people are 15 to 30 pixels wide at a height of 128
+_BLACK = 2.25  # black is some -2 in normalised RGB; a little more, since noise in the dark is no pattern
+_MOST = 1.2  # log of how many times as bright or dark a thread may be
+_UNCOVERED = 1e-4  # what a pixel without clothes counts, so that rows without any have a middle, too
+
+
+@torch.no_grad()
+def taken_off(images: Tensor, rows: Tensor, opacity: Tensor) -> Tensor:
+    """The weave of the clothes in pictures.
+
+    Args:
+        images: [N, 3, H, W], normalised.
+        rows: [N, 3, H, W], the colours of their clothes' palettes, in the pictures' own light.
+        opacity: [N, 1, H, W], 0 .. 1, where clothes are.
+    Returns:
+        [N, H, 24]: log of how many times as bright as the rows' colours; 0 where there are no clothes.
+    """
+    brighter = (_brightness(images) / _brightness(rows)).log().clamp(-_MOST, _MOST) * opacity
+    covered = (opacity + _UNCOVERED)[:, 0].cumsum(2)
+    thread = (torch.arange(THREADS, device=images.device) + 0.5) / THREADS
+    pixel = torch.searchsorted(covered, thread * covered[..., -1:]).clamp(max=images.shape[3] - 1)
+    return brighter[:, 0].gather(2, pixel)
+
+
+@torch.no_grad()
+def put_on(weave: Tensor, opacity: Tensor) -> Tensor:
+    """The pattern of clothes on bodies.
+
+    Args:
+        weave: [N, H, 24], as `taken_off` gives it.
+        opacity: [N, 1, H, W], 0 .. 1, where the bodies' clothes are.
+    Returns:
+        [N, 1, H, W]: log of how many times as bright as the rows' colours the clothes are.
+    """
+    covers = (opacity + _UNCOVERED)[:, 0]
+    before = covers.cumsum(2)
+    middle = (before - covers / 2) / before[..., -1:]
+    thread = (middle * THREADS).long().clamp(0, THREADS - 1)
+    return weave.gather(2, thread)[:, None]
+
+
+def patterned(clothes: Tensor, pattern: Tensor) -> Tensor:
+    """Clothes, as many times as bright as a pattern says.
+
+    Args:
+        clothes: [N, 3, H, W], normalised.
+        pattern: [N, 1, H, W], as `put_on` gives it, or a part of it.
+    Returns:
+        [N, 3, H, W].
+    """
+    return (clothes + _BLACK) * pattern.exp().to(clothes.dtype) - _BLACK
+
+
+def _brightness(images: Tensor) -> Tensor:
+    """[N, 3, H, W], normalised -> [N, 1, H, W], above 0."""
+    return (grey(images) + _BLACK).clamp(min=0.1)
