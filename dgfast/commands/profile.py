@@ -18,6 +18,7 @@ from dgfast.profiling.measure import Measurement
 from dgfast.profiling.report import make_report, table
 from dgfast.ranges import expect
 from dgfast.training.distributed import Workers
+from dgfast.training.heap import keep_freed_memory
 from dgfast.training.stages import STAGES
 
 PROG = "dgfast profile"
@@ -48,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     with Workers() as workers:
+        if workers.device.type == "cpu":
+            keep_freed_memory()  # as `dgfast train` does
         if measurement.sweep and not workers.alone:
             raise UserError(
                 f"--sweep looks for the best batch of one device, found {workers.world_size} processes; expected one:"

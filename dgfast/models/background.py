@@ -41,7 +41,7 @@ class Cover(NamedTuple):
     doubt: float = 0.0
     """Share of the painted details that is left out of new clothes, since G learned them on bodies in their own."""
     woven: float = 0.0
-    """Share of the pattern of the clothes' own picture (weave.py) that is laid on the palette's colours, as a logarithm."""
+    """Share of the pattern of the clothes' own picture (weave.py) that new clothes take over, as a logarithm."""
     drawn: bool = False
     """Whether changes are drawn to the edges of the body's picture (edges.py) before they become an opacity."""
 
