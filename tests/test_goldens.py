@@ -117,7 +117,7 @@ def test_every_recorded_output(case):
             "x_b_recon_p": case.made.b.reconstructed_positive,
             **{f"dis_{k}": m for k, m in enumerate(case.networks.discriminator(a.image))},
             "teacher_logits": said[0],
-            "teacher_soft_xa": losses.label("soft", said, a.label, b.label),
+            "teacher_soft_xa": losses.label("soft", said, a.label, b.label, case.networks.num_classes),
         }
     recorded = {name[: -len(".shape")] for name in case.outputs.files if name.endswith(".shape")}
     assert recorded <= set(found), f"not compared: {recorded - set(found)}"

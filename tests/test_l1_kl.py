@@ -48,7 +48,7 @@ def test_the_reference_equals_the_terms_of_the_objective(l1_kl, style):
     clothes, body = torch.tensor([0, 1]), torch.tensor([3, 1])
     leaves = [images[0], images[2], codes[0], codes[2], *students]
 
-    labels = [losses.label(style, t, clothes, body) for t in teachers]
+    labels = [losses.label(style, t, clothes, body, 7) for t in teachers]
     image = F.l1_loss(images[0], images[1].detach()) + F.l1_loss(images[2], images[3].detach())
     code = F.l1_loss(codes[0], codes[1].detach()) + F.l1_loss(codes[2], codes[3].detach())
     primary = sum(

@@ -17,7 +17,7 @@ def test_soft_label_styles():
     mean = logits.double().softmax(-1).mean(0)
 
     def label(style):
-        out = losses.label(style, logits, clothes, body)
+        out = losses.label(style, None if style in losses.KNOWN_LABELS else logits, clothes, body, 5)
         assert out.shape == (3, 5) and out.dtype == torch.float32
         torch.testing.assert_close(out.sum(1), torch.ones(3))
         return out
@@ -32,13 +32,15 @@ def test_soft_label_styles():
         assert two[n].nonzero().flatten().tolist() == kept
         torch.testing.assert_close(two[n, kept], (mean[n, kept] / mean[n, kept].sum()).float())
     with pytest.raises(ValueError, match="unknown"):
-        losses.label("smooth", logits, clothes, body)
+        losses.label("smooth", logits, clothes, body, 5)
+    with pytest.raises(ValueError, match="no answer"):
+        losses.label("hard", None, clothes, body, 5)
 
 
 def test_two_label_survives_a_teacher_that_excludes_both():
     logits = torch.full((2, 1, 4), -1e4)
     logits[..., 3] = 0
-    label = losses.label("two-label", logits, torch.tensor([0]), torch.tensor([1]))
+    label = losses.label("two-label", logits, torch.tensor([0]), torch.tensor([1]), 4)
     torch.testing.assert_close(label, torch.tensor([[0.5, 0.5, 0, 0]]))
 
 
@@ -47,7 +49,7 @@ def test_primary_is_the_kullback_leibler_divergence(style):
     rng = np.random.default_rng(0)
     teacher, student = rng.normal(size=(2, 4, 6)), rng.normal(size=(4, 6))
     y = torch.zeros(4, dtype=torch.int64)
-    label = losses.label(style, torch.from_numpy(teacher), y, y).double().numpy()
+    label = losses.label(style, torch.from_numpy(teacher), y, y, 6).double().numpy()
     q = np.exp(student) / np.exp(student).sum(1, keepdims=True)
     terms = np.where(label > 0, label * (np.log(np.maximum(label, 1e-300)) - np.log(q)), 0)
     image = torch.zeros(1)

@@ -74,34 +74,39 @@ def gradient_penalty(maps: list[Tensor], images: Tensor) -> Tensor:
 KNOWN_LABELS = ("appearance", "uniform")  # styles whose labels are known without asking the teacher
 
 
-def label(style: LabelStyle, teacher_logits: Tensor, appearance: Tensor, structure: Tensor) -> Tensor:
+def label(
+    style: LabelStyle, teacher_logits: Tensor | None, appearance: Tensor, structure: Tensor, num_classes: int
+) -> Tensor:
     """The label of generated images for the primary head.
 
     Args:
         style: soft: mean of the softmaxes of the views; hard: its best class; appearance: the identity whose clothes
             the image wears; uniform: all classes alike (LSRO); two-label: the soft label restricted to the two
             identities.
-        teacher_logits: [V, N, K], the teacher on V views (image and mirror); for `KNOWN_LABELS` only the shape counts.
+        teacher_logits: [V, N, K], the teacher on V views (image and mirror); None will do for `KNOWN_LABELS`.
         appearance: [N] int64, identities whose clothes the images wear.
         structure: [N] int64, identities whose bodies the images show.
+        num_classes: K, identities of the training set.
     Returns:
         probabilities [N, K], fp32, detached.
     Raises:
-        ValueError: there is no such style.
+        ValueError: there is no such style, or it has to ask the teacher and has no answer.
     Source:
         paper, section 3.2, the q of equation 8; the alternatives are those of its ablation.
     """
-    probabilities = teacher_logits.detach().float().softmax(-1).mean(0)
     # Comparing builds a one-hot row without looking at its values on the host, as F.one_hot does on a CPU.
-    classes = torch.arange(probabilities.shape[1], device=probabilities.device)
+    classes = torch.arange(num_classes, device=appearance.device)
+    if style == "appearance":
+        return (appearance[:, None] == classes).float()
+    if style == "uniform":
+        return torch.full((len(appearance), num_classes), 1 / num_classes, device=appearance.device)
+    if teacher_logits is None:
+        raise ValueError(f"label style {style!r} asks the teacher, and has no answer")
+    probabilities = teacher_logits.detach().float().softmax(-1).mean(0)
     if style == "soft":
         return probabilities
     if style == "hard":
         return (probabilities.argmax(1, keepdim=True) == classes).float()
-    if style == "appearance":
-        return (appearance[:, None] == classes).float()
-    if style == "uniform":
-        return torch.full_like(probabilities, 1 / len(classes))
     if style == "two-label":
         either = (appearance[:, None] == classes) | (structure[:, None] == classes)
         kept = probabilities.clamp_min(torch.finfo(torch.float32).tiny) * either

@@ -376,15 +376,17 @@ def generator_losses(
             else:
                 student_a, student_b = each(learned.describe, [of.learned for of in seen], joint_statistics)
         soft["student_logits"] = torch.cat([student_a.prim_logits, student_b.prim_logits])
+        said = None
         if teacher_confidence or label_style not in losses.KNOWN_LABELS:
             said = torch.cat(teach(teacher, (x_ba, x_ab), batch_statistics, joint_statistics), 1)
-        else:
-            said = soft["student_logits"][None]  # tells the number of classes; nothing else is asked
         if label_style == "soft" and not teacher_confidence:
             soft["teacher_logits"] = said
         else:
-            label = losses.label(label_style, said, torch.cat([y_a, y_b]), torch.cat([y_b, y_a]))
-            if teacher_confidence:  # the divergence from a row of zeros is 0, and so is its gradient
+            clothes, bodies = torch.cat([y_a, y_b]), torch.cat([y_b, y_a])
+            label = losses.label(label_style, said, clothes, bodies, networks.num_classes)
+            if (
+                said is not None and teacher_confidence
+            ):  # the divergence from a row of zeros is 0, and so is its gradient
                 label = label * losses.confident(said, teacher_confidence)
             soft["labels"] = label
         # Fine-grained features are those of the body, not of the clothes (hair, hat, bag, build): the label is the
