@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+DARK = torch.tensor([0.545 / 0.229, 0.516 / 0.224, 0.466 / 0.225]).view(1, 3, 1, 1)  # ImageNet's, black as 0.06
+
 
 def padded(conv, x, pad):
     """Convolution behind a reflected border."""
@@ -158,10 +160,16 @@ def mask(net, s):
 def woven(image, colours, clothes, body):
     """The pattern [N, 1, H, W] of the clothes in pictures, thread by thread, on bodies; both by where clothes are."""
     rows = plane(colours, image)
-    brighter = ((grey(image) + 2.25).clamp(0.1) / (grey(rows) + 2.25).clamp(0.1)).log().clamp(-1.2, 1.2) * clothes
+    bright, base = ((x + DARK).mean(1, keepdim=True).clamp(0.1) for x in (image, rows))
+    brighter = (bright / base).log().clamp(-1.2, 1.2) * clothes
     found = torch.zeros_like(brighter)
+    around = image.shape[2] // 32
+
+    def worth(opacity, n, y):
+        return (opacity[n, 0, max(0, y - around) : y + around + 1].mean(0) + 1e-4).tolist()
+
     for n, y in itertools.product(range(len(image)), range(image.shape[2])):
-        of_clothes, of_body = (clothes[n, 0, y] + 1e-4).tolist(), (body[n, 0, y] + 1e-4).tolist()
+        of_clothes, of_body = worth(clothes, n, y), worth(body, n, y)
         for x, counts in enumerate(of_body):
             thread = int(24 * (sum(of_body[:x]) + counts / 2) / sum(of_body))
             reach = (thread + 0.5) / 24 * sum(of_clothes)
@@ -345,8 +353,8 @@ def iteration(
             x_ab = 0.25 * x_ab + 0.75 * sure_a + 0.3 * sharp(grey(a.image))
             x_ba = 0.25 * x_ba + 0.75 * sure_b + 0.3 * sharp(grey(b.image))
             # cover_a and cover_b are of the bodies a and b, and by them of the clothes that a and b wear.
-            x_ab = (x_ab + 2.25) * torch.exp(0.5 * woven(b.image, look_b[1], cover_b, cover_a)) - 2.25
-            x_ba = (x_ba + 2.25) * torch.exp(0.5 * woven(a.image, look_a[1], cover_a, cover_b)) - 2.25
+            x_ab = (x_ab + DARK) * torch.exp(0.5 * woven(b.image, look_b[1], cover_b, cover_a)) - DARK
+            x_ba = (x_ba + DARK) * torch.exp(0.5 * woven(a.image, look_a[1], cover_a, cover_b)) - DARK
         x_ab = (1 - cover_a) * a.image + cover_a * x_ab
         x_ba = (1 - cover_b) * b.image + cover_b * x_ba
 

@@ -6,19 +6,22 @@ threads, from the left edge of the clothes to the right one. Put on, the threads
 other body in that row. A thread says how many times as bright the cloth is as the row's colour, which hangs neither on
 the colour nor on the light.
 
-Nothing is learned. Where clothes begin and end in a row is told by opacities (background.py): a pixel counts as much as
-it is covered. Left goes to left, since that is all that is known of another pose.
+Nothing is learned. Where clothes begin and end in a row is told by opacities (background.py), evened over the rows
+around it, or the rims of a pattern would be ragged: a pixel counts as much as it is covered. Left goes to left, since
+that is all that is known of another pose.
 """
 
 import torch
 from torch import Tensor
 
-from .structure import grey
+from dgfast.data.batches import IMAGENET_MEAN, IMAGENET_STD
 
 THREADS = 24  # in a row; people are 15 to 30 pixels wide at a height of 128
-_BLACK = 2.25  # black is some -2 in normalised RGB; a little more, since noise in the dark is no pattern
+_NOISE = 0.06  # of RGB in 0 .. 1, added before brightnesses are compared: noise in the dark is no pattern
+_BLACK = tuple((mean + _NOISE) / deviation for mean, deviation in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
 _MOST = 1.2  # log of how many times as bright or dark a thread may be
 _UNCOVERED = 1e-4  # what a pixel without clothes counts, so that rows without any have a middle, too
+_EVENED = 32  # a row is evened over this part of the height up and down: 4 pixels at a height of 128
 
 
 @torch.no_grad()
@@ -33,7 +36,7 @@ def taken_off(images: Tensor, rows: Tensor, opacity: Tensor) -> Tensor:
         [N, H, 24]: log of how many times as bright as the rows' colours; 0 where there are no clothes.
     """
     brighter = (_brightness(images) / _brightness(rows)).log().clamp(-_MOST, _MOST) * opacity
-    covered = (opacity + _UNCOVERED)[:, 0].cumsum(2)
+    covered = _worth(opacity).cumsum(2)
     thread = (torch.arange(THREADS, device=images.device) + 0.5) / THREADS
     pixel = torch.searchsorted(covered, thread * covered[..., -1:]).clamp(max=images.shape[3] - 1)
     return brighter[:, 0].gather(2, pixel)
@@ -49,7 +52,7 @@ def put_on(weave: Tensor, opacity: Tensor) -> Tensor:
     Returns:
         [N, 1, H, W]: log of how many times as bright as the rows' colours the clothes are.
     """
-    covers = (opacity + _UNCOVERED)[:, 0]
+    covers = _worth(opacity)
     before = covers.cumsum(2)
     middle = (before - covers / 2) / before[..., -1:]
     thread = (middle * THREADS).long().clamp(0, THREADS - 1)
@@ -65,9 +68,23 @@ def patterned(clothes: Tensor, pattern: Tensor) -> Tensor:
     Returns:
         [N, 3, H, W].
     """
-    return (clothes + _BLACK) * pattern.exp().to(clothes.dtype) - _BLACK
+    black = _black(clothes)
+    return (clothes + black) * pattern.exp().to(clothes.dtype) - black
+
+
+def _worth(opacity: Tensor) -> Tensor:
+    """[N, 1, H, W] -> [N, H, W], above 0: what each pixel counts in its row."""
+    row = torch.arange(opacity.shape[2], device=opacity.device)
+    near = ((row[:, None] - row).abs() <= len(row) // _EVENED).to(opacity.dtype)
+    return (near / near.sum(1, keepdim=True)) @ opacity[:, 0] + _UNCOVERED
 
 
 def _brightness(images: Tensor) -> Tensor:
     """[N, 3, H, W], normalised -> [N, 1, H, W], above 0."""
-    return (grey(images) + _BLACK).clamp(min=0.1)
+    return (images + _black(images)).mean(1, keepdim=True).clamp(min=0.1)
+
+
+def _black(images: Tensor) -> Tensor:
+    """[1, 3, 1, 1]: how far normalised red, green and blue are above black, if they are 0. Filled on the device, since
+    a CUDA graph cannot record a copy from the host."""
+    return torch.cat([images.new_full((1, 1, 1, 1), value) for value in _BLACK], 1)
