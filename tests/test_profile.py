@@ -384,7 +384,7 @@ def test_two_processes(tmp_path):
 
 
 def test_a_sweep_is_of_one_device(monkeypatch, tmp_path):
-    several = nullcontext(SimpleNamespace(alone=False, world_size=2))
+    several = nullcontext(SimpleNamespace(alone=False, world_size=2, device=torch.device("cpu")))
     monkeypatch.setattr(command, "Workers", lambda: several)
     with pytest.raises(UserError, match="--sweep looks for the best batch of one device, found 2 processes"):
         measured(tmp_path, "--sweep")
