@@ -412,7 +412,7 @@ def test_two_rows_killed_on_the_way(market, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_built_in_people_are_also_tried_on_others(tmp_path, capsys):
-    config = tiny.config(tmp_path, tmp_path / "out", data_root=None, iterations=1, teacher_iterations=1)
+    config = tiny.config(tmp_path, tmp_path / "out", data_root=None, teacher_iterations=1)
     config = dataclasses.replace(config, preset="quickstart")
     words = tiny.flags(config)
     for name in ("--name", "--seed"):
