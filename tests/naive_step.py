@@ -171,10 +171,11 @@ def woven(image, colours, clothes, body):
     for n, y in itertools.product(range(len(image)), range(image.shape[2])):
         of_clothes, of_body = worth(clothes, n, y), worth(body, n, y)
         for x, counts in enumerate(of_body):
-            thread = int(24 * (sum(of_body[:x]) + counts / 2) / sum(of_body))
-            reach = (thread + 0.5) / 24 * sum(of_clothes)
-            pixel = next(p for p in range(len(of_clothes)) if sum(of_clothes[: p + 1]) >= reach)
-            found[n, 0, y, x] = brighter[n, 0, y, pixel]
+            place = min(max(24 * (sum(of_body[:x]) + counts / 2) / sum(of_body) - 0.5, 0), 23)
+            for thread in range(24):
+                reach = (thread + 0.5) / 24 * sum(of_clothes)
+                pixel = next(p for p in range(len(of_clothes)) if sum(of_clothes[: p + 1]) >= reach)
+                found[n, 0, y, x] += max(0, 1 - abs(place - thread)) * brighter[n, 0, y, pixel]
     return found.detach()
 
 

@@ -29,12 +29,13 @@ def cloth(opacity, brightness):
 
 def test_a_body_of_the_same_shape_gets_the_pattern_back_pixel_by_pixel():
     torch.manual_seed(0)
-    opacity = silhouette(16, 40, 9, 31)
+    opacity = silhouette(16, 40, 8, 8 + THREADS)
     brightness = torch.rand(1, 1, 16, 40) + 0.5
     images, rows = cloth(opacity, brightness)
     pattern = put_on(taken_off(images, rows, opacity), opacity)
-    torch.testing.assert_close(pattern[..., 9:31], brightness.log()[..., 9:31])
-    torch.testing.assert_close(patterned(rows, pattern * opacity), images)
+    # Not to the bit, since the scene counts a ten-thousandth.
+    torch.testing.assert_close(pattern[..., 8:32], brightness.log()[..., 8:32], atol=2e-3, rtol=0)
+    torch.testing.assert_close(patterned(rows, pattern * opacity), images, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("left, right", [(3, 9), (20, 36), (0, 40)])
@@ -47,7 +48,9 @@ def test_halves_stay_halves_and_bands_stay_bands_on_bodies_of_any_width(left, ri
     middle = (left + right) // 2
     expected = torch.cat([torch.full((8, middle - left), 2.0), torch.ones(8, right - middle)], 1)
     expected[::2] *= 1.4
-    torch.testing.assert_close(pattern[0, 0, :, left:right], expected)
+    # Bodies wider than threads are many: a pixel at each side of an edge is between two threads.
+    sure = [x for x in range(right - left) if right - left <= THREADS or not -2 <= left + x - middle < 2]
+    torch.testing.assert_close(pattern[0, 0, :, left:right][:, sure], expected[:, sure], atol=5e-3, rtol=0)
 
 
 def test_a_weave_hangs_neither_on_the_light_nor_on_the_scene():

@@ -55,8 +55,9 @@ def put_on(weave: Tensor, opacity: Tensor) -> Tensor:
     covers = _worth(opacity)
     before = covers.cumsum(2)
     middle = (before - covers / 2) / before[..., -1:]
-    thread = (middle * THREADS).long().clamp(0, THREADS - 1)
-    return weave.gather(2, thread)[:, None]
+    place = (middle * THREADS - 0.5).clamp(0, THREADS - 1)  # straight lines between the middles of threads
+    thread = place.long().clamp(max=THREADS - 2)
+    return torch.lerp(weave.gather(2, thread), weave.gather(2, thread + 1), place - thread)[:, None]
 
 
 def patterned(clothes: Tensor, pattern: Tensor) -> Tensor:
