@@ -157,26 +157,26 @@ def mask(net, s):
     return F.pixel_shuffle(x, 2) + by_place
 
 
+@torch.no_grad()
 def woven(image, colours, clothes, body):
     """The pattern [N, 1, H, W] of the clothes in pictures, thread by thread, on bodies; both by where clothes are."""
     rows = plane(colours, image)
     bright, base = ((x + DARK).mean(1, keepdim=True).clamp(0.1) for x in (image, rows))
     brighter = (bright / base).log().clamp(-1.2, 1.2) * clothes
-    found = torch.zeros_like(brighter)
     around = image.shape[2] // 32
-
-    def worth(opacity, n, y):
-        return (opacity[n, 0, max(0, y - around) : y + around + 1].mean(0) + 1e-4).tolist()
-
+    found = []
     for n, y in itertools.product(range(len(image)), range(image.shape[2])):
-        of_clothes, of_body = worth(clothes, n, y), worth(body, n, y)
+        row = slice(max(0, y - around), y + around + 1)
+        of_clothes, of_body = ((opacity[n, 0, row].mean(0) + 1e-4).tolist() for opacity in (clothes, body))
+        reached, pixels = list(itertools.accumulate(of_clothes)), brighter[n, 0, y].tolist()
+        threads = [
+            next(pixel for pixel, reach in zip(pixels, reached, strict=True) if reach >= (k + 0.5) / 24 * reached[-1])
+            for k in range(24)
+        ]
         for x, counts in enumerate(of_body):
             place = min(max(24 * (sum(of_body[:x]) + counts / 2) / sum(of_body) - 0.5, 0), 23)
-            for thread in range(24):
-                reach = (thread + 0.5) / 24 * sum(of_clothes)
-                pixel = next(p for p in range(len(of_clothes)) if sum(of_clothes[: p + 1]) >= reach)
-                found[n, 0, y, x] += max(0, 1 - abs(place - thread)) * brighter[n, 0, y, pixel]
-    return found.detach()
+            found.append(sum(max(0, 1 - abs(place - k)) * threads[k] for k in range(24)))
+    return brighter.new_tensor(found).view_as(brighter)
 
 
 def worn(net, own, strangers, image):
