@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import re
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from dgfast.errors import UserError
-from dgfast.pedestrians import generate
+from dgfast.pedestrians import dataset, generate
 from dgfast.pedestrians.picture import make_world
 from dgfast.pedestrians.plan import Parameters, count_images, identity_of, images_of, swap_of
 from dgfast.pedestrians.rasterise import rasterise
@@ -24,6 +25,10 @@ NAME = re.compile(r"^(-1|\d{4})_c([1-6])s([1-6])_(\d{6})_(\d{2})$")
 SIZE = (96, 48)
 OPTIONS = {"identities": 6, "distractors": 11, "swap_truth": 3, "size": SIZE, "images_per_camera": 1.5}
 TINY = {"identities": 2, "cameras_per_identity": (2, 2), "size": (64, 32), "workers": 1, "progress": False}
+
+
+def threads():
+    return int(os.environ["OPENBLAS_NUM_THREADS"])
 
 
 @pytest.fixture(scope="module")
@@ -289,3 +294,11 @@ def test_nothing_is_left_after_a_failure(tmp_path, monkeypatch, error, empty_fol
     with pytest.raises(type(error)):
         generate(tmp_path / "set", identities=2, workers=1, progress=False)
     assert [path.name for path in tmp_path.rglob("*")] == ["set"] * empty_folder
+
+
+def test_each_worker_computes_in_one_thread(monkeypatch):
+    """Two threads in each of two workers took twice the time."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    assert list(dataset._finish([threads] * 4, 2)) == [1] * 4
+    assert threads() == 7 and "MKL_NUM_THREADS" not in os.environ

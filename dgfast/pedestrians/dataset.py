@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from .plan import (
 from .swap import render_swap
 
 VERSION = 1  # of the pictures: the same parameters and version give the same bytes
+_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")  # of NumPy's matrix products
 _FEW = 300  # with fewer images than this, starting processes takes longer than they save
 
 
@@ -184,7 +186,8 @@ def _finish(tasks: Sequence[Callable[[], int]], workers: int) -> Iterator[int]:
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        pending: set[Future[int]] = {pool.submit(task) for task in tasks}
+        with _one_thread_each():  # the processes begin while their first tasks are submitted
+            pending: set[Future[int]] = {pool.submit(task) for task in tasks}
         try:
             while pending:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -194,8 +197,24 @@ def _finish(tasks: Sequence[Callable[[], int]], workers: int) -> Iterator[int]:
             pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """New processes' matrix products take one thread: there is a worker for every core, and threads that wait for each
+    other would take twice the time. The libraries read this when they are loaded, before a worker could set it."""
+    kept = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _start_worker() -> None:
-    """Let the first process alone answer Ctrl-C, end with it, and use one thread: there is a worker for every core."""
+    """Let the first process alone answer Ctrl-C, end with it, and use one thread, as `_one_thread_each` says."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
