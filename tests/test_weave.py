@@ -104,3 +104,12 @@ def test_networks_weave_by_the_masks_of_both_pictures():
         expected = networks.cover.over(painted, bodies, rows, weave)
         torch.testing.assert_close(networks.dress(networks.structure(grey(bodies)), look, bodies), expected)
         assert not torch.allclose(networks.cover.over(painted, bodies, rows), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_pattern_keeps_its_bits_under_autocast(dtype):
+    weave, opacity = torch.randn(2, 16, THREADS), torch.rand(2, 1, 16, 20)
+    expected = put_on(weave, opacity)
+    with torch.autocast("cpu", dtype):
+        torch.testing.assert_close(put_on(weave, opacity), expected, rtol=0, atol=0)
+        assert put_on(weave, opacity.to(dtype)).dtype == torch.float32

@@ -52,12 +52,13 @@ def put_on(weave: Tensor, opacity: Tensor) -> Tensor:
     Returns:
         [N, 1, H, W]: log of how many times as bright as the rows' colours the clothes are.
     """
-    covers = _worth(opacity)
-    before = covers.cumsum(2)
-    middle = (before - covers / 2) / before[..., -1:]
-    place = (middle * THREADS - 0.5).clamp(0, THREADS - 1)  # straight lines between the middles of threads
-    thread = place.long().clamp(max=THREADS - 2)
-    return torch.lerp(weave.gather(2, thread), weave.gather(2, thread + 1), place - thread)[:, None]
+    with torch.autocast(weave.device.type, enabled=False):
+        covers = _worth(opacity.to(weave.dtype))
+        before = covers.cumsum(2)
+        middle = (before - covers / 2) / before[..., -1:]
+        place = (middle * THREADS - 0.5).clamp(0, THREADS - 1)  # straight lines between the middles of threads
+        thread = place.long().clamp(max=THREADS - 2)
+        return torch.lerp(weave.gather(2, thread), weave.gather(2, thread + 1), place - thread)[:, None]
 
 
 def patterned(clothes: Tensor, pattern: Tensor) -> Tensor:
