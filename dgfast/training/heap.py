@@ -10,8 +10,8 @@ import mmap
 import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # numbers of mallopt's settings (malloc.h)
-_NEVER = -1
-RESERVE = 2**31  # bytes of addresses for the heap to grow into, without memory; a quick start's tensors take less
+_NEVER = -1  # as a threshold: the heap is never shortened
+_RESERVE = 2**31  # bytes of addresses for the heap to grow into, without memory; a quick start's tensors take less
 
 
 def keep_freed_memory() -> bool:
@@ -32,9 +32,9 @@ def keep_freed_memory() -> bool:
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    if start := libc.malloc(RESERVE):
+    if start := libc.malloc(_RESERVE):
         libc.free(start)
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (start + RESERVE) // mmap.PAGESIZE * mmap.PAGESIZE
+        end = (start + _RESERVE) // mmap.PAGESIZE * mmap.PAGESIZE
         libc.madvise(first, end - first, mmap.MADV_HUGEPAGE)  # if it may; else pages stay small
     return True

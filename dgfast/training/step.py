@@ -384,9 +384,8 @@ def generator_losses(
         else:
             clothes, bodies = torch.cat([y_a, y_b]), torch.cat([y_b, y_a])
             label = losses.label(label_style, said, clothes, bodies, networks.num_classes)
-            if (
-                said is not None and teacher_confidence
-            ):  # the divergence from a row of zeros is 0, and so is its gradient
+            # An image that is passed over has a row of zeros, whose divergence is 0, and so is its gradient.
+            if said is not None and teacher_confidence:
                 label = label * losses.confident(said, teacher_confidence)
             soft["labels"] = label
         # Fine-grained features are those of the body, not of the clothes (hair, hat, bag, build): the label is the
