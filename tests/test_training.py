@@ -351,7 +351,11 @@ from dgfast.data import load_reid
 config = test_training.frozen(root, out, int(sys.argv[3]))
 (out / "run").mkdir(parents=True, exist_ok=True)
 with Workers() as workers:
-    Trainer(config, load_reid(root, "market1501", progress=False), out / "run", workers, out).train()
+    trainer = Trainer(config, load_reid(root, "market1501", progress=False), out / "run", workers, out)
+    trainer.train()
+# A thread of the group that outlives it could abort the process while Python shuts down.
+threads = [thread.joinpath("comm").read_text().strip() for thread in Path("/proc/self/task").glob("*")]
+assert not any("gloo" in name for name in threads), threads
 """
 
 

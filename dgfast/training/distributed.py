@@ -1,10 +1,12 @@
 """Several processes: which one this is, equal weights at the start, averaged gradients, decisions taken together."""
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Self, TypeVar
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -67,6 +69,7 @@ class Workers:
     """What this process computes on: a GPU of its own, or the CPU."""
 
     def __init__(self) -> None:
+        self._parallel: WeakSet[DistributedDataParallel] = WeakSet()
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -83,14 +86,21 @@ class Workers:
         if self.world_size > 1:
             # Small values (stop signals, scores) travel by gloo, gradients on GPUs by nccl.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            # DistributedDataParallel imports it later. Imported while there is a group, it never lets go of that group.
+            importlib.import_module("torch._dynamo")
             dist.init_process_group(backend, timeout=timedelta(minutes=60))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.alone:
-            dist.destroy_process_group()
+        if self.alone:
+            return
+        # gloo's threads end with the last reference to the group, and each holds the tensors of its last transfer until
+        # it has found time to drop them. One that does so while Python shuts down would abort the whole process.
+        for parallel in self._parallel:
+            del parallel.reducer, parallel.logger, parallel.process_group
+        dist.destroy_process_group()
 
     @property
     def first(self) -> bool:
@@ -143,16 +153,19 @@ class Workers:
             accumulates: whether some backward passes add to the gradients before they are averaged; see
                 `gradient_sync`.
         Returns:
-            a module to be called in place of the objective; the objective itself where there is one process.
+            a module to be called in place of the objective, until these workers' context ends; the objective itself
+            where there is one process.
         """
         if self.alone:
             return objective
         # Buffers are not broadcast: BatchNorm's running statistics may differ between processes until
         # `average_statistics`. With a static graph, torch averages the whole first backward pass at its end; it must
         # not do that with a pass that only adds to the gradients.
-        return DistributedDataParallel(
+        parallel = DistributedDataParallel(
             objective, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=not accumulates
         )
+        self._parallel.add(parallel)
+        return parallel
 
     def gradient_sync(self, objective: nn.Module, sync: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass: whether its gradients meet those of the other processes.
