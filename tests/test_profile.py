@@ -377,6 +377,7 @@ def test_two_processes(tmp_path):
         [sys.executable, *launch, *SMALL, "--json", str(file)], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
     assert done.stdout.count("images/s") == 1
     figures = json.loads(file.read_text())
     assert figures["processes"] == 2 and figures["images_per_step"] == 8
