@@ -98,7 +98,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     TEXTS,
     st.floats(0, 1_000_000),
