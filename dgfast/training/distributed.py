@@ -159,12 +159,12 @@ class Workers:
         """
         if self.alone:
             return objective
+        # Weights of 1x1 lie in memory alike in every format, but torch compares strides. Where they differ, it copies
+        # the gradient first, which changes no result.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         # Buffers are not broadcast: BatchNorm's running statistics may differ between processes until
         # `average_statistics`. With a static graph, torch averages the whole first backward pass at its end; it must
         # not do that with a pass that only adds to the gradients.
-        # Weights of 1x1 lie in memory alike in every format, but torch compares strides. It copies the few gradients,
-        # D's and the palette's small ones, that have others than their weights.
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         parallel = DistributedDataParallel(
             objective, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=not accumulates
         )
