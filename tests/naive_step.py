@@ -253,9 +253,9 @@ def soft_label(teacher, images, style, clothes, body, confidence):
 
 def cover(change, seen, body=None):
     """How far what G paints covers the body's picture: from nothing at a change of 0.09 to all of it at 0.18; where G
-    sees clothes, after a guided filter."""
+    sees clothes, after a guided filter and where clothes are likely."""
     if seen and body is not None:
-        change = guided(change.detach().clamp(min=0), body, body.shape[2] // 16)
+        change = 2.9 * likely(body) * guided(change.detach().clamp(min=0), body, body.shape[2] // 16)
     return ((change.detach() - 0.09) / 0.09).clamp(0, 1)
 
 
@@ -272,6 +272,24 @@ def guided(mask, picture, around):
     slope = torch.linalg.solve(spread.permute(0, 3, 4, 1, 2), together.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     offset = mean(mask) - (slope * colour).sum(1, keepdim=True)
     return (mean(slope) * picture).sum(1, keepdim=True) + mean(offset)
+
+
+def likely(pictures):
+    """In the middle, and where a cell has another colour than every cell of the sides at about its height."""
+    n, _, height, width = pictures.shape
+    cells = F.avg_pool2d(pictures.detach(), max(1, height // 64))
+    rows, columns = cells.shape[2:]
+    side = max(1, columns // 10)
+    at_sides = [*range(side), *range(columns - side, columns)]
+    unlike = cells.new_empty(n, 1, rows, columns)
+    for row in range(rows):
+        near = cells[:, :, max(0, row - 4) : row + 5][..., at_sides].flatten(2)
+        for column in range(columns):
+            apart = (cells[:, :, row, column, None] - near).abs().mean(1).min(1).values
+            unlike[:, 0, row, column] = 1 - 0.4 * torch.exp(-apart / 0.15)
+    x, y = (torch.linspace(-1, 1, size, dtype=cells.dtype) for size in (width, height))
+    place = torch.exp(-((x / 0.64) ** 2)) * torch.exp(-((y / 0.89) ** 4))[:, None]
+    return place * F.interpolate(unlike, size=(height, width), mode="bilinear", align_corners=False)
 
 
 def beside(colours, image, foretold):

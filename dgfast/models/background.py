@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .edges import drawn_to_edges
+from .likely import likely
 from .palette import details
 from .structure import grey
 from .weave import patterned, put_on
@@ -42,8 +43,9 @@ class Cover(NamedTuple):
     """Share of the painted details that is left out of new clothes, since G learned them on bodies in their own."""
     woven: float = 0.0
     """Share of the pattern of the clothes' own picture (weave.py) that new clothes take over, as a logarithm."""
-    drawn: bool = False
-    """Whether changes are drawn to the edges of the body's picture (edges.py) before they become an opacity."""
+    drawn: float = 0.0
+    """Above 0, changes are drawn to the edges of the body's picture (edges.py) and multiplied by this and by how likely
+    clothes are there (likely.py), before they become an opacity."""
 
     def opacity(self, change: Tensor) -> Tensor:
         """How far G covers the body's picture; without a gradient, or a loss could be lowered by painting less.
@@ -74,7 +76,9 @@ class Cover(NamedTuple):
         Returns:
             [N, 1, H, W], 0 .. 1.
         """
-        return self.opacity(drawn_to_edges(change.clamp(min=0), pictures) if self.drawn else change)
+        if self.drawn:
+            change = self.drawn * likely(pictures) * drawn_to_edges(change.clamp(min=0), pictures)
+        return self.opacity(change)
 
     def over(
         self,
@@ -112,7 +116,7 @@ class Cover(NamedTuple):
 # not learn scenes, so their pixels hardly count. On true swaps the error grows with the share of G's details; three
 # tenths of the body's own leave it as it is (docs/generation.md).
 PAINTED = Cover(faint=0.09, full=0.18, scene=0.2)
-SEEN = Cover(faint=0.09, full=0.18, scene=0.02, own=0.3, doubt=0.75, woven=0.5, drawn=True)
+SEEN = Cover(faint=0.09, full=0.18, scene=0.02, own=0.3, doubt=0.75, woven=0.5, drawn=2.9)
 
 
 def changes(one: Tensor, other: Tensor) -> Change:
