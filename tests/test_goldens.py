@@ -89,10 +89,7 @@ def gradients(total: torch.Tensor, module: torch.nn.Module, prefix: str) -> dict
 
 @pytest.fixture(scope="module", params=[1, 2])
 def case(request):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # full-size networks: the one test that gains from both cores
-    yield Case(request.param)
-    torch.set_num_threads(threads)
+    return Case(request.param)
 
 
 def test_every_recorded_output(case):
