@@ -1,8 +1,8 @@
 """Where in a picture clothes are likely, known without learning: in the middle, and not in the colours of its sides.
 
 Boxes have people in their middle. Their left and right sides show the scene, and a wall behind somebody has the colour
-that it has at the sides, at the same height. G's mask, which comes from the structure code, knows neither; it takes
-walls and pavements for clothes where they look like them (docs/generation.md).
+that it has at the sides, at the same height. G's mask has learned the place, too, but only adds it to what it reads
+from the structure code, which takes walls and pavements for clothes where they look like them (docs/generation.md).
 """
 
 import torch
