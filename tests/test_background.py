@@ -24,12 +24,18 @@ KEPT = dataclasses.replace(MODEL, background="kept")
 both = pytest.mark.parametrize("cover", [PAINTED, SEEN], ids=["painted", "seen"])
 
 
+def counts(cover, bodies):
+    """[M, 1, H, W], the factor by which a change counts in each pixel before it becomes an opacity."""
+    return cover.drawn * likely(bodies) if cover.drawn else torch.ones_like(bodies[:, :1])
+
+
 @both
 def test_pixels_that_do_not_change_are_the_bodys_and_those_that_do_are_painted(cover):
     painted = torch.randn(4, 4, 1, 3)
-    painted[:, 3] = torch.tensor([-1.0, (cover.faint + cover.full) / 2, 9.0])
     bodies = torch.randn(2, 3, 1, 3)
-    found = cover._replace(drawn=0).over(painted, bodies)
+    change = torch.tensor([-1.0, (cover.faint + cover.full) / 2, 9.0])
+    painted[:, 3:] = torch.cat([change / counts(cover, bodies)] * 2)
+    found = cover.over(painted, bodies)
     for n in range(4):
         body, colours = bodies[n % 2], painted[n, :3]
         expected = torch.stack([body[..., 0], (body[..., 1] + colours[..., 1]) / 2, colours[..., 2]], -1)
@@ -91,9 +97,10 @@ def test_clothes_are_likely_in_the_middle_and_in_other_colours_than_the_sides():
 
 @both
 def test_no_loss_reaches_the_opacity(cover):
-    cover = cover._replace(drawn=0)
-    painted = torch.full((1, 4, 2, 2), (cover.faint + cover.full) / 2, requires_grad=True)
-    cover.over(painted, torch.zeros(1, 3, 2, 2)).sum().backward()
+    bodies = torch.zeros(1, 3, 2, 2)
+    change = (cover.faint + cover.full) / 2 / counts(cover, bodies)
+    painted = (torch.ones(1, 4, 2, 2) * change).requires_grad_()
+    cover.over(painted, bodies).sum().backward()
     assert painted.grad[:, :3].all() and not painted.grad[:, 3].any()
     assert not cover.opacity(painted[:, 3:]).requires_grad and not cover.emphasis(painted[:, 3:]).requires_grad
 

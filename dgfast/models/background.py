@@ -114,7 +114,8 @@ class Cover(NamedTuple):
 # SEEN: G foretells how much better one palette fits than another. In the scene that is 0 on average. But G errs in
 # scenes that it has not seen, and the same margin keeps most of that away. G adds only details to a palette and need
 # not learn scenes, so their pixels hardly count. On true swaps the error grows with the share of G's details; three
-# tenths of the body's own leave it as it is (docs/generation.md).
+# tenths of the body's own leave it as it is (docs/generation.md). `likely` makes a change smaller nearly everywhere;
+# 2.9 brings the opacity of clothes back to where it was without it.
 PAINTED = Cover(faint=0.09, full=0.18, scene=0.2)
 SEEN = Cover(faint=0.09, full=0.18, scene=0.02, own=0.3, doubt=0.75, woven=0.5, drawn=2.9)
 

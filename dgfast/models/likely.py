@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layers import places
+from .palette import EDGE
 
 _ACROSS, _DOWN = 0.64, 0.89  # of half the width and half the height: where clothes are less likely by a factor e
 _ROWS = 64  # rows of cells, whose mean colours are compared
 _NEAR = 4  # rows of cells above and below whose sides are looked at
-_SIDE = 10  # a picture's width is so many times that of a side
 _ALIKE = 0.15  # a difference of normalised RGB by which a cell is not of the colour of a side
 _LESS = 0.4  # by how much less likely clothes are in a cell that has exactly the colour of a side
 
@@ -36,9 +36,10 @@ def likely(pictures: Tensor) -> Tensor:
         row, column = places(height, width, pictures)
         by_place = torch.exp(-(column / _ACROSS).square() - (row / _DOWN).square().square())
         cells = F.avg_pool2d(pictures, max(1, height // _ROWS))
-        side = max(1, cells.shape[3] // _SIDE)
+        side = max(1, cells.shape[3] // EDGE)
         sides = torch.cat([cells[..., :side], cells[..., -side:]], 3)
         sides = F.pad(sides, (0, 0, _NEAR, _NEAR), mode="replicate").unfold(2, 2 * _NEAR + 1, 1).flatten(3)
-        apart = (cells[..., None] - sides[:, :, :, None]).abs().mean(1, keepdim=True).amin(4)
+        # Row by row, the sum over red, green and blue from every cell to every cell of the sides near it.
+        apart = torch.cdist(cells.permute(0, 2, 3, 1), sides.permute(0, 2, 3, 1), p=1.0).amin(3)[:, None] / 3
         unlike = 1 - _LESS * torch.exp(-apart / _ALIKE)
         return by_place * F.interpolate(unlike, size=(height, width), mode="bilinear", align_corners=False)

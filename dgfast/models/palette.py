@@ -19,7 +19,7 @@ from .weave import THREADS, taken_off
 
 ROW = 4  # pixels, height of a row of the palette; as the structure code's places
 LIGHT = 36  # values that tell of a picture's light: nine of each of its four edges
-_EDGE = 10  # a picture's width is so many times that of an edge
+EDGE = 10  # a picture's width is so many times that of an edge
 _MIDDLE = 2.0  # by how much less, as a logit, the sides of a picture tell at the start: people stand in the middle
 _HIDDEN = 32
 _CLEAR = 0.25  # a difference of normalised RGB that tells
@@ -35,7 +35,7 @@ def light(images: Tensor) -> Tensor:
         [N, 36]: mean RGB of the left, right, upper and lower edge; their deviations; and how far red, green and blue
         are from each other there, which is little where a camera shows pale colours.
     """
-    edge = max(1, images.shape[3] // _EDGE)
+    edge = max(1, images.shape[3] // EDGE)
     edges = (images[..., :edge], images[..., -edge:], images[..., :edge, :], images[..., -edge:, :])
     # Of an edge of one colour, the derivative of a deviation is not finite.
     deviations = [(x.var((2, 3), correction=0) + 1e-5).sqrt() for x in edges]
