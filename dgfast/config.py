@@ -114,11 +114,11 @@ class ModelConfig:
     structure_blocks: Depth = 4
     """Residual blocks of E_s."""
     decoder_blocks: Depth = 4
-    """Residual blocks of G; each takes its own part of the appearance code."""
+    """Residual blocks of G. With --modulation plane each takes its own part of the appearance code."""
     modulation: Modulation = "plane"
     """Where the appearance acts in G. plane: one scale and bias for a whole plane, the paper's. stripes: they follow
     the stripe of the code at that height, and stripes are pooled by their mean. attention: the same, but pooled where
-    the clothes are, whose pixels G sees, too."""
+    the clothes are; their colours are taken from the pixels there, row by row, and G adds the details."""
     background: Background = "painted"
     """Who gives the pixels that clothes do not change. painted: G, the paper's. kept: the picture of the body; G learns
     where clothes change anything."""

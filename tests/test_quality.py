@@ -16,6 +16,7 @@ from dgfast.config import SyntheticConfig
 from dgfast.data import load_reid
 from dgfast.data.batches import normalise
 from dgfast.data.loaders.image import read_image
+from dgfast.data.records import spread
 from dgfast.errors import UserError
 from dgfast.models import DGNet
 from dgfast.models.dgnet import make_teacher, save_model
@@ -41,7 +42,6 @@ from dgfast.synthesis.quality import (
     structural_similarity,
     tone_changes,
 )
-from dgfast.training.samples import spread
 from tests import tiny
 
 SHAPE = (3, 22, 14)  # pictures, height, width
@@ -547,6 +547,12 @@ def test_the_figures_are_those_of_the_pictures(networks):
     assert quality.measured["ours"].regions["clothes"].l1 == pytest.approx(error[truths.masks].mean(), rel=1e-5)
     error = np.abs(truths.bodies / 255 - truths.truths / 255)
     assert quality.measured["body"].regions["outside"].l1 == pytest.approx(error[~truths.masks].mean(), rel=1e-5)
+    error = np.abs(dress(networks, truths.bodies, truths.bodies) / 255 - truths.bodies / 255)
+    assert quality.reconstruction.l1 == pytest.approx(error.mean(), rel=1e-5)
+    firsts = [truths.owners.tolist().index(owner) for owner in dict.fromkeys(truths.owners.tolist())]
+    assert len(firsts) > 1
+    dressed = [dress(networks, np.repeat(body[None], len(firsts), 0), truths.clothes[firsts]) for body in truths.bodies]
+    assert quality.diversity["ours"] == pytest.approx(diversity(np.stack(dressed) / 255), rel=1e-5)
 
 
 def test_command_says_how_its_file_has_to_end():
@@ -594,7 +600,8 @@ def test_command_on_photographs(run, market, networks, stand, capsys):
     images = np.stack([np.asarray(read_image(record.path)) for record in records])  # of the run's size already
     error = np.abs(dress(networks, images, images) / 255 - images / 255)
     assert report["reconstruction"]["l1"] == pytest.approx(error.mean(), abs=1e-4)
-    dressed = [dress(networks, np.repeat(body[None], 6, 0), images) / 255 for body in images]
+    # Two of six give clothes, the others bodies.
+    dressed = [dress(networks, np.repeat(body[None], 2, 0), images[4:]) / 255 for body in images[:4]]
     people = [record.person for record in records]
     others = dress(networks, images, images[strangers(people)]) / 255
     _, found = Eyes(stand).look({"ours": others}, images / 255)
@@ -604,9 +611,9 @@ def test_command_on_photographs(run, market, networks, stand, capsys):
     assert report["reconstruction"]["perceptual_lite0"] > 0
     assert report["diversity"]["ours"] == pytest.approx(diversity(np.stack(dressed)), abs=1e-4)
     assert f"SSIM {report['reconstruction']['ssim']:.3f}" in text
-    assert Image.open(run / "quality-market1501.png").size == (7 * 50 + 2, 7 * 50 + 2)
-    with pytest.raises(UserError, match="expected at least 2"):
-        cli.dispatch(["quality", "--run", str(run), "--data-root", str(market), "--swaps", "1"])
+    assert Image.open(run / "quality-market1501.png").size == (5 * 50 + 2, 3 * 50 + 2)
+    with pytest.raises(UserError, match="expected at least 4"):
+        cli.dispatch(["quality", "--run", str(run), "--data-root", str(market), "--swaps", "3"])
 
 
 def test_a_run_that_makes_no_pictures_is_refused(tmp_path):
@@ -630,13 +637,19 @@ def test_a_run_on_synthetic_people_ends_with_its_quality(tmp_path, monkeypatch, 
     config = replace(tiny.config(tmp_path, tmp_path, data_root=None), preset="quickstart")
     people = ["--synthetic-train-identities", "2", "--synthetic-test-identities", "2"]
     train.main([*tiny.flags(config), *people, "--iterations", "1", "--teacher-iterations", "1"])
-    text, printed = (tmp_path / "run" / "table.txt").read_text(), capsys.readouterr().out
+    text = (tmp_path / "run" / "table.txt").read_text().splitlines()
+    printed = capsys.readouterr().out.splitlines()
     quality = json.loads((tmp_path / "run" / "report.json").read_text())["quality"]
-    assert text in printed and "DG-Net, both" in text and "3 true swaps of other people" in text
+    heading = text.index("3 true swaps of other people (docs/generation.md)")
+    assert any(line.startswith("DG-Net, both") for line in text[:heading])
+    start = printed.index(text[0])
+    assert printed[start : start + heading + 1] == text[: heading + 1]
+    for line in ("mean of the true clothes", "reconstructions", "diversity of swaps", "clothes, by change of tone"):
+        assert any(found.startswith(line) for found in text[heading:])  # all figures are in the file,
     for name, title in (("ours", "DG-Net"), ("stripes", "stripe colours by hand")):
         regions = quality["scores"][name]["regions"]
         figures = f"{regions['clothes']['l1']:12.3f}{regions['outside']['l1']:12.3f}{regions['clothes']['chroma']:8.1f}"
-        assert f"{title:<24}{figures}\n" in text
+        assert f"{title:<24}{figures}" in printed  # and two rows of them on the screen
     assert Image.open(tmp_path / "run" / "truth.png").height > 5 * 48
     page = (tmp_path / "run" / "report.html").read_text()
     assert "3 swaps, at the end of the run" in page and "Swaps of synthetic people, one in each column" in page

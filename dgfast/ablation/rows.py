@@ -77,6 +77,7 @@ ROWS: tuple[Row, ...] = (
     Row("cycle", "with the cycle's", "losses", {"cycle_weight": 2.0}),
     Row("no-generated-identity", "without generated identity", "losses", {"generated_identity_weight": 0.0}),
     Row("no-adversarial", "without the adversarial loss", "losses", {"adversarial_weight": 0.0}),
+    Row("no-identity", "without the images' identity", "losses", {"identity_weight": 0.0}),
     Row("no-positive-identity", "without the positives' identity", "losses", {"positive_identity_weight": 0.0}),
     # By default this term has no gradient, so that leaving it out changes nothing (docs/method.md, section 2).
     Row("appearance-code", "with the appearance code's gradient", "losses", {"appearance_code_gradient": True}),

@@ -14,7 +14,7 @@ from dgfast.commands.sources import open_data
 from dgfast.data import evaluation_batches
 from dgfast.data.batches import normalise
 from dgfast.data.image_files import find_images
-from dgfast.data.records import JUNK, Record
+from dgfast.data.records import JUNK, Record, spread
 from dgfast.errors import UserError
 from dgfast.export import (
     BUILT_IN,
@@ -33,7 +33,6 @@ from dgfast.export import (
 from dgfast.files import require_writable
 from dgfast.inference import Model
 from dgfast.training.distributed import Workers
-from dgfast.training.samples import spread
 
 HELP = """Write the appearance encoder as one ONNX file: pictures of people in, vectors out.
 

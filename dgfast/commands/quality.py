@@ -1,5 +1,6 @@
 """`dgfast quality`: how well a trained DG-Net dresses people in each other's clothes, beside the rendered truth."""
 
+import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -8,25 +9,28 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import dgfast
 from dgfast import run_directory
 from dgfast.commands.command_line import read
 from dgfast.config import Config, DatasetName, LoaderName, Variant
 from dgfast.data import ReidData, evaluation_batches, load_reid
-from dgfast.data.batches import denormalise
+from dgfast.data.batches import denormalise, normalise
+from dgfast.data.records import spread
 from dgfast.errors import UserError, within_memory
 from dgfast.files import require_writable, write_json, write_png, write_text
 from dgfast.models import DGNet
 from dgfast.pedestrians import Parameters, SwapTruths, render_truths
 from dgfast.ranges import Between, Seed, Share
 from dgfast.retrieval.owners import owner_scores
-from dgfast.synthesis import dress, lite0, swap_matrix
+from dgfast.synthesis import dress, lite0, matrix_picture, swap_all
 from dgfast.synthesis.distances import Distances, Eyes, strangers
 from dgfast.synthesis.inception import open_inception
 from dgfast.synthesis.quality import (
     TITLES,
     Measured,
+    Scores,
     chosen,
     differences,
     diversity,
@@ -40,7 +44,6 @@ from dgfast.synthesis.quality import (
     tone_changes,
 )
 from dgfast.training.precision import allow_tf32
-from dgfast.training.samples import spread
 
 HELP = """Compare generated people in other people's clothes with the rendered truth.
 
@@ -59,9 +62,10 @@ dgfast quality --run runs/latest --data-root /data/Market-1501       (photograph
 
 dgfast quality --run released-weights/ --seed 5        (what `dgfast import-reference` wrote; other people)
 
-Of photographs nobody knows the truth. With --data-root, people are dressed in their own clothes, which should give the
-photograph back, and twenty of them in ten others' clothes, which should give different pictures. Everybody in somebody
-else's clothes should give pictures that are no farther from photographs than other photographs.
+Two questions need no truth: people in their own clothes should give the picture back (reconstructions), and twenty of
+them in ten others' clothes should give different pictures (diversity). Of photographs nobody knows the truth, so with
+--data-root these two are asked, and a third: everybody in somebody else's clothes should give pictures that are no
+farther from photographs than other photographs are.
 """
 SEED = 77  # of the people; no preset trains on them
 SHOWN = 10  # swaps in the picture
@@ -71,7 +75,7 @@ PHOTOGRAPHS = {  # titles of what is compared with photographs
     "reconstructions": "reconstructions",
     "truth": "other photographs",
 }
-BODIES, CLOTHES = 20, 10  # of photographs: people who are dressed, and in how many clothes
+BODIES, CLOTHES = 20, 10  # of diversity: people who are dressed, and in how many clothes
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,10 @@ class Quality:
     """Pattern or change of tone -> number of swaps."""
     distances: Distances | None
     """Of the distributions; None where no network is installed for them, or of fewer than 4 swaps."""
+    reconstruction: Scores
+    """Of the bodies in their own clothes, whole."""
+    diversity: dict[str, float]
+    """Kind of picture, "ours" or "stripes" -> how much the clothes change it; empty where there is one set of them."""
 
     def to_json(self) -> dict[str, Any]:
         """All figures, as JSON has a form for."""
@@ -130,11 +138,13 @@ class Quality:
             "owner": self.owners,
             "counts": self.counts,
             "distances": self.distances.to_json() if self.distances else None,
+            "reconstruction": self.reconstruction.to_json(),
+            "diversity": self.diversity,
         }
 
     def table(self) -> str:
         """All figures as text."""
-        text = table(self.measured, self.owners, self.counts)
+        text = f"{table(self.measured, self.owners, self.counts)}\n\n{_lines(self.reconstruction, self.diversity)}"
         seen = seen_table(TITLES, self.measured, self.distances)
         return f"{text}\n\n{seen}" if seen else text
 
@@ -207,9 +217,9 @@ def _beside_truth(command: Command, networks: DGNet, eyes: Eyes, config: Config,
 def _of_photographs(command: Command, networks: DGNet, eyes: Eyes, data: ReidData, size: tuple[int, int]) -> _Found:
     """Figures of photographs, which need no truth: reconstructions, and how much clothes change a picture."""
     records = spread(data.query or data.train, command.swaps)
-    if len(records) < 2:
+    if len(records) < 4:
         raise UserError(
-            f"{data.root}: --swaps {command.swaps} gives {len(records)} query or training images; expected at least 2"
+            f"{data.root}: --swaps {command.swaps} gives {len(records)} query or training images; expected at least 4"
         )
     batches = evaluation_batches(command.loader, records, size, 32, device=next(networks.parameters()).device)
     images = torch.cat([images for images, _ in batches])
@@ -224,29 +234,46 @@ def _of_photographs(command: Command, networks: DGNet, eyes: Eyes, data: ReidDat
     maps, distances = eyes.look(pictures, unit(photographs), progress=True)
     found = differences(unit(again), unit(photographs), maps.get("reconstructions"))
     same = found.within(np.ones(photographs.shape[:3], bool))
-    kinds = min(CLOTHES, len(records))
-    shape = (-1, kinds, *photographs.shape[1:])
-    bodies = np.repeat(photographs[:BODIES], kinds, axis=0)
-    clothes = np.tile(photographs[-kinds:], (len(photographs[:BODIES]), 1, 1, 1))
-    swaps = dress(networks, bodies, clothes)
-    changes = {
-        "ours": diversity(unit(swaps).reshape(shape)),
-        "stripes": diversity(stripes_by_hand(unit(bodies), unit(clothes)).reshape(shape)),
-    }
-    text = (
-        f"{data.name}: {len(records)} photographs, {size[0]}x{size[1]}\n"
-        f"  reconstructions         L1 {same.l1:.3f}  PSNR {same.psnr:.1f}  SSIM {same.ssim:.3f}"
-        + (f"  perceptual-lite0 {same.perceptual_lite0:.3f}" if maps else "")
-        + "\n"
-        f"  diversity of swaps      L1 {changes['ours']:.3f}  (stripe colours by hand: {changes['stripes']:.3f})\n"
-    )
+    kinds = min(CLOTHES, max(2, len(records) // 3))  # nobody is a body and an owner of clothes
+    bodies, clothes = images[:-kinds][:BODIES], images[-kinds:]
+    swaps = swap_all(networks, bodies, clothes)
+    changes = _diversity(bodies, clothes, swaps)
+    text = f"{data.name}: {len(records)} photographs, {size[0]}x{size[1]}\n{_lines(same, changes)}\n"
     if distances:
         text += f"\n{seen_table(PHOTOGRAPHS, {}, distances)}\n"
     figures = {"dataset": data.name, "root": str(data.root), "photographs": len(records), "size": size}
     figures |= {"reconstruction": same.to_json(), "diversity": changes}
     figures["distances"] = distances.to_json() if distances else None
-    sheet = swap_matrix(networks, images[:SHOWN], images[-kinds:]).numpy()
-    return _Found(figures, text, sheet)
+    shown = denormalise(bodies[:SHOWN]).cpu(), denormalise(clothes).cpu(), swaps[:, :SHOWN]
+    return _Found(figures, text, matrix_picture(*shown).numpy())
+
+
+def _diversity(bodies: Tensor, clothes: Tensor, swaps: Tensor) -> dict[str, float]:
+    """How much the clothes change a picture, by the networks and by hand; empty where there is one set of clothes.
+
+    Args:
+        bodies: [S, 3, H, W], normalised.
+        clothes: [A, 3, H, W], normalised.
+        swaps: [A, S, 3, H, W] uint8, `swap_all` of them.
+    """
+    if len(clothes) < 2:
+        return {}
+    body, other = (unit(denormalise(images).permute(0, 2, 3, 1).cpu().numpy()) for images in (bodies, clothes))
+    by_hand = stripes_by_hand(np.repeat(body, len(other), 0), np.tile(other, (len(body), 1, 1, 1)))
+    ours = unit(swaps.permute(1, 0, 3, 4, 2).numpy())
+    return {"ours": diversity(ours), "stripes": diversity(by_hand.reshape(ours.shape))}
+
+
+def _lines(reconstruction: Scores, changes: dict[str, float]) -> str:
+    """What needs no truth, as text."""
+    same = reconstruction
+    text = f"reconstructions         L1 {same.l1:.3f}  PSNR {same.psnr:.1f}  SSIM {same.ssim:.3f}"
+    if not math.isnan(same.perceptual_lite0):
+        text += f"  perceptual-lite0 {same.perceptual_lite0:.3f}"
+    if changes:
+        text += f"\ndiversity of swaps      L1 {changes['ours']:.3f}"
+        text += f"  (stripe colours by hand: {changes['stripes']:.3f})"
+    return text
 
 
 def truth_parameters(
@@ -299,7 +326,17 @@ def assess(networks: DGNet, parameters: Parameters, alpha: float, eyes: Eyes, *,
     }
     asked = {"ours": ours, "body": truths.bodies, "truth": truths.truths}
     owners = owner_scores(networks, asked, truths.clothes, truths.owners, alpha)
-    return Quality(truths, ours, measured, owners, dict(Counter(truths.patterns)) | dict(Counter(tones)), distances)
+    counts = dict(Counter(truths.patterns)) | dict(Counter(tones))
+    again = unit(dress(networks, truths.bodies, truths.bodies))
+    own, _ = Eyes(eyes.lite0).look({"again": again}, bodies, progress=progress)
+    same = differences(again, bodies, own.get("again")).within(np.ones_like(truths.masks))
+    # One picture of each owner's clothes, or two of the ten might be the same.
+    firsts = sorted(np.unique(truths.owners, return_index=True)[1])[:CLOTHES]
+    device = next(networks.parameters()).device
+    some = normalise(torch.from_numpy(truths.bodies[:BODIES]).to(device))
+    others = normalise(torch.from_numpy(truths.clothes[firsts]).to(device))
+    changes = _diversity(some, others, swap_all(networks, some, others))
+    return Quality(truths, ours, measured, owners, counts, distances, same, changes)
 
 
 def unit(pixels: np.ndarray) -> np.ndarray:

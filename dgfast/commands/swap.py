@@ -19,7 +19,7 @@ from dgfast.errors import UserError
 from dgfast.files import PICTURES, require_ending, require_writable, write_picture
 from dgfast.inference import Model
 from dgfast.ranges import Between
-from dgfast.synthesis.swap import matrix_picture, swap_all
+from dgfast.synthesis import matrix_picture, swap_all
 
 HELP = """People in each other's clothes: the bodies of some, the clothes of others, every pair of them.
 

@@ -21,6 +21,7 @@ from dgfast.commands.sources import open_data
 from dgfast.config import Config, check
 from dgfast.data import ReidData, choose_loader, evaluation_batches
 from dgfast.data.datasets import describe
+from dgfast.data.records import spread
 from dgfast.errors import CannotWrite, Diverged, Interrupted, UserError, within_memory
 from dgfast.files import require_writable, write_json, write_png, write_text
 from dgfast.models import DGNet, Teacher
@@ -35,7 +36,6 @@ from dgfast.synthesis.distances import Eyes
 from dgfast.synthesis.quality import short_table
 from dgfast.training.distributed import Workers
 from dgfast.training.heap import keep_freed_memory
-from dgfast.training.samples import spread
 from dgfast.training.stage_log import say
 from dgfast.training.trackers import FINAL, require, tracking
 from dgfast.training.trainer import Trainer, read_teacher
@@ -305,7 +305,8 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
             trainer.workers.world_size, choose_loader(config.data.loader, trainer.workers.device)[1]
         ),
     }
-    text, result = "", None
+    text = shown = ""  # in the file, and on the screen
+    result = None
     if reason := data.why_no_scores():
         report["no_scores"] = reason
         print(f"\n{data.name}: no scores, because {reason}")
@@ -316,7 +317,8 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         if values := result.calibration(data.name, config.evaluation.alpha):
             run_directory.write_verification(values, run)
         ranking_figure(data.query, data.gallery, result.distances.numpy(), run / "rankings.png")
-        text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{result.text()}\n"
+        text = f"{data.name}: {len(data.query)} queries, {len(data.gallery)} gallery images\n{result.text()}"
+        shown = text
     if config.data.data_root is None:
         # Other people than those of the run, whichever seed they were drawn from.
         seed = SEED + (config.synthetic.synthetic_seed == SEED)
@@ -324,10 +326,11 @@ def _report(config: Config, trainer: Trainer, networks: DGNet, teacher: Teacher,
         quality = assess(networks, parameters, config.evaluation.alpha, Eyes(lite0.installed()))
         report["quality"] = quality.to_json()
         write_png(quality.picture(), run / "truth.png")
-        text += f"\n{TRUE_SWAPS} true swaps of other people (docs/generation.md)\n{short_table(quality.measured)}\n"
+        heading = f"\n\n{TRUE_SWAPS} true swaps of other people (docs/generation.md)\n"
+        shown, text = text + heading + short_table(quality.measured), text + heading + quality.table()
     if text:
-        write_text(text, run / "table.txt")
-        print(f"\n{text}")
+        write_text(f"{text}\n", run / run_directory.TABLE)
+        print(f"\n{shown}\n")
     write_json(report, run / "report.json")
     page = _page(run, lambda: look(data, networks, teacher, settings, result))
     print(f"run directory  {run}\npicture        {run / 'swaps.png'}\nreport         {page or run / 'report.json'}")

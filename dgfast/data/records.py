@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 JUNK = -1  # a gallery image that is ignored in the evaluation
@@ -105,3 +106,22 @@ class ReidData:
 
 def _count(records: Sequence[Record], person: int) -> int:
     return sum(record.person == person for record in records)
+
+
+def spread(records: Sequence[Record], number: int) -> list[Record]:
+    """Choose some images, of as many identities as there are, evenly over the data set.
+
+    Args:
+        records: images.
+        number: how many, at most.
+    Returns:
+        an even number of records.
+    """
+    of_person: dict[int, list[Record]] = {}
+    for record in records:
+        of_person.setdefault(record.person, []).append(record)
+    firsts = [own[0] for own in of_person.values()]
+    if len(firsts) >= number:
+        return [firsts[i * len(firsts) // number] for i in range(number)]
+    rounds = [r for turn in zip_longest(*of_person.values()) for r in turn if r is not None]
+    return rounds[: min(number, len(rounds)) // 2 * 2]

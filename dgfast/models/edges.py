@@ -8,7 +8,7 @@ where the picture has one.
 import torch
 from torch import Tensor
 
-from .palette import surroundings
+from .layers import surroundings
 
 _SHARE = 16  # a window reaches this part of the height to each side: 8 pixels at a height of 128
 _FLAT = 0.02  # a variance of normalised RGB up to which a window counts as one colour

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dgfast.data.loaders import evaluation_batches
-from dgfast.data.records import ReidData
+from dgfast.data.records import ReidData, spread
 from dgfast.errors import UserError
 from dgfast.models import DGNet, Teacher
 from dgfast.retrieval import RankedHits, RetrievalScores, rerank_blocks
@@ -17,7 +17,6 @@ from dgfast.retrieval.features import FeatureSettings
 from dgfast.retrieval.metrics import cosine_distances
 from dgfast.retrieval.reranking import Reranking
 from dgfast.retrieval.visualise import Answers
-from dgfast.training.samples import spread
 
 from .activation import activation_maps, overlay
 from .confusions import Confusions, confusions

@@ -1,13 +1,9 @@
 """The sample grid of a training run: originals, reconstructions and both swaps, side by side."""
 
-from collections.abc import Sequence
-from itertools import zip_longest
-
 import torch
 from torch import Tensor
 
 from dgfast.data.batches import denormalise
-from dgfast.data.records import Record
 from dgfast.models import DGNet
 from dgfast.models.structure import grey
 
@@ -36,22 +32,3 @@ def sample_grid(networks: DGNet, a: Tensor, b: Tensor) -> Tensor:
     a_rec, a_in_b, b_rec, b_in_a = images.chunk(4)
     rows = torch.cat([a, a_rec, a_in_b, b, b_rec, b_in_a])
     return make_grid(denormalise(rows).cpu(), nrow=len(a), padding=2, pad_value=255).permute(1, 2, 0).contiguous()
-
-
-def spread(records: Sequence[Record], number: int) -> list[Record]:
-    """Choose some images, of as many identities as there are, evenly over the data set.
-
-    Args:
-        records: images.
-        number: how many, at most.
-    Returns:
-        an even number of records.
-    """
-    of_person: dict[int, list[Record]] = {}
-    for record in records:
-        of_person.setdefault(record.person, []).append(record)
-    firsts = [own[0] for own in of_person.values()]
-    if len(firsts) >= number:
-        return [firsts[i * len(firsts) // number] for i in range(number)]
-    rounds = [r for turn in zip_longest(*of_person.values()) for r in turn if r is not None]
-    return rounds[: min(number, len(rounds)) // 2 * 2]

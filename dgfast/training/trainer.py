@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dgfast.config import Config
 from dgfast.data.loaders import PairLoader, choose_loader, evaluation_batches, pair_loader
 from dgfast.data.pairs import PairSampler
-from dgfast.data.records import ReidData
+from dgfast.data.records import ReidData, spread
 from dgfast.errors import UserError
 from dgfast.files import write_png
 from dgfast.models import DGNet, Teacher
@@ -24,7 +24,7 @@ from .distributed import Workers
 from .graphs import CudaGraphs, obstacle
 from .loop import run_stage
 from .precision import MixedPrecision
-from .samples import sample_grid, spread
+from .samples import sample_grid
 from .stage_log import say
 from .stages import DGNetStage, ReconstructionStage, Stage, TeacherStage
 from .trackers import NONE
