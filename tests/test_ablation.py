@@ -300,9 +300,9 @@ def test_a_run_directory_of_other_settings_is_refused(stand_in):
 # --- The table
 
 
-def result(mAP, rank1, transfer=None, l1=None, prim=0.0):
+def result(mAP, rank1, transfer=None, l1=None, prim=0.0, teacher=60.0):
     scores = {
-        "baseline": {"mAP": 60.0, "rank1": 70.0},
+        "baseline": {"mAP": teacher, "rank1": 70.0},
         "prim": {"mAP": prim, "rank1": prim},
         "both": {"mAP": mAP, "rank1": rank1},
     }
@@ -346,7 +346,24 @@ def test_the_arithmetic_of_the_table():
     assert cells[0] == "generated" and cells[2:] == [
         *("3", "78.3 ± 10.1", "89.0 ± 8.7", "none", "+2.0 ± 1.4", "+3.0 ± 2.8", "41.3 ± 7.6", "+6.0", "0.120")
     ]
+    assert "Not compared" not in text
     assert bars([none]) is None and bars([none, both, baseline]).shape[0] == 18 * 3
+
+
+def test_rows_of_another_teacher_are_not_compared():
+    """A file of another day may be of a run whose teacher was trained anew."""
+    rows = chosen(PRESET, ["generated"])
+    results = {
+        ("none", 1): result(70.0, 80.0),
+        ("none", 2): result(70.0, 80.0),
+        ("generated", 1): result(73.0, 85.0, teacher=60.05),  # tested on another machine
+        ("generated", 2): result(79.0, 88.0, teacher=62.0),
+    }
+    entries = summary(rows, results)
+    assert entries[1]["difference"]["mAP"] == {"mean": 3.0, "deviation": None, "n": 1}
+    assert entries[1]["other_teacher"] == [2] and entries[0]["other_teacher"] == []
+    assert entries[1]["mAP"]["mean"] == 76
+    assert table(entries).endswith("\nNot compared, since their teacher is not their reference's: generated-2\n")
 
 
 # --- The command

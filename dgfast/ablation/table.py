@@ -18,6 +18,7 @@ MEASURES: dict[str, Callable[[dict[str, Any], str], float | None]] = {
     "clothes_l1": lambda result, _: result["quality"]["clothes"]["l1"],
 }
 COMPARED = ("mAP", "rank1", "transfer_mAP")
+SAME = 0.1  # points of mAP by which the scores of the same teacher may differ, if another machine has tested it
 
 
 def summary(rows: Sequence[Row], results: Results) -> list[dict[str, Any]]:
@@ -29,7 +30,9 @@ def summary(rows: Sequence[Row], results: Results) -> list[dict[str, Any]]:
     Returns:
         for each row of which there is a result: row, title, group, reference, seeds; the measures, each with mean,
         deviation (sample standard deviation, None for one seed) and n; under "difference" those of `COMPARED`, taken
-        from the reference seed by seed. What was not measured is None.
+        from the reference seed by seed. What was not measured is None. Rows of a seed share a teacher, but one that was
+        trained on another machine is another one, which moves all its rows by a point or two: such seeds are not
+        compared, and stand under "other_teacher".
     """
     figures = {
         (row.name, seed): {name: _measured(measure, results[row.name, seed], row) for name, measure in MEASURES.items()}
@@ -43,6 +46,8 @@ def summary(rows: Sequence[Row], results: Results) -> list[dict[str, Any]]:
         other = {seed: values for (name, seed), values in figures.items() if name == row.reference}
         if not own:
             continue
+        shared = [seed for seed in sorted(own) if seed in other]
+        alike = [seed for seed in shared if _same_teacher(own[seed]["teacher_mAP"], other[seed]["teacher_mAP"])]
         found.append(
             {
                 "row": row.name,
@@ -52,9 +57,9 @@ def summary(rows: Sequence[Row], results: Results) -> list[dict[str, Any]]:
                 "seeds": sorted(own),
                 **{name: _figure(values[name] for values in own.values()) for name in MEASURES},
                 "difference": {
-                    name: _figure(_less(own[seed][name], other[seed][name]) for seed in own if seed in other)
-                    for name in COMPARED
+                    name: _figure(_less(own[seed][name], other[seed][name]) for seed in alike) for name in COMPARED
                 },
+                "other_teacher": [seed for seed in shared if seed not in alike],
             }
         )
     return found
@@ -65,6 +70,10 @@ def _measured(measure: Callable[[dict[str, Any], str], float | None], result: di
         return measure(result, row.feature)
     except KeyError:  # a data set without a query, real photographs, ...
         return None
+
+
+def _same_teacher(one: float | None, other: float | None) -> bool:
+    return one is None or other is None or abs(one - other) <= SAME
 
 
 def _less(value: float | None, other: float | None) -> float | None:
@@ -83,7 +92,7 @@ def _figure(values: Iterable[float | None]) -> dict[str, float | int | None] | N
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:
-    """The table as Markdown whose columns stand below each other.
+    """The table as Markdown whose columns stand below each other; below it, what could not be compared.
 
     Args:
         entries: as `summary` gives them.
@@ -109,7 +118,10 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]]) + "\n"
+    text = "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]]) + "\n"
+    if apart := [f"{entry['row']}-{seed}" for entry in entries for seed in entry["other_teacher"]]:
+        text += f"\nNot compared, since their teacher is not their reference's: {', '.join(apart)}\n"
+    return text
 
 
 def _text(figure: dict[str, Any] | None, form: str = ".1f") -> str:
