@@ -29,6 +29,15 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+def install(extra: str) -> str:
+    """How to install one of dgfast's extras, the end of a message.
+
+    Args:
+        extra: its name in pyproject.toml.
+    """
+    return f"pip install -e '.[{extra}]' -c constraints.txt (in the folder of dgfast's sources)"
+
+
 class CannotWrite(UserError, OSError):
     """A file that the system does not let be written: the disk is full, or the place is not the user's to write to.
 

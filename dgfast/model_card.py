@@ -54,7 +54,7 @@ Recognises people across cameras, and dresses them in each other's clothes.
 ## Use
 
 ```python
-import dgfast  # pip install dgfast
+import dgfast
 
 model = dgfast.load("FOLDER")  # this folder
 vectors = model.embed(["a.jpg", "b.jpg"])

@@ -375,7 +375,7 @@ def test_evaluation_needs_every_image(own, damage):
     own[5].path.unlink()
     if (data := DAMAGED[damage]()) is not None:
         own[5].path.write_bytes(data)
-    with pytest.raises(UserError, match=r"5.jpg can no longer be read"):
+    with pytest.raises(UserError, match=r"5.jpg cannot be read"):
         list(dali.evaluation_batches(own, SIZE, 4, workers=1))
 
 

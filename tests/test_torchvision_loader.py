@@ -251,7 +251,7 @@ def test_evaluation_keeps_the_order_and_the_last_batch(records, workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_needs_every_image(broken, workers):
-    with pytest.raises(UserError, match=r"0.jpg can no longer be read"):
+    with pytest.raises(UserError, match=r"0.jpg cannot be read"):
         list(evaluation_batches(broken, SIZE, 4, workers=workers))
 
 

@@ -105,7 +105,7 @@ def read_results(config: Config, rows: Sequence[Row]) -> Results:
             entry = json.loads(file.read_text())
             row, seed, settings = entry["row"], entry["seed"], entry["settings"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"{file} is no result ({reason}); expected what dgfast ablation wrote; remove it"
             ) from error

@@ -97,7 +97,19 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
     Args:
         entries: as `summary` gives them.
     """
-    head = ["row", "", "seeds", "mAP", "rank-1", "compared with", "mAP", "rank-1", "transfer mAP", "", "clothes L1"]
+    head = [
+        "row",
+        "",
+        "seeds",
+        "mAP",
+        "rank-1",
+        "compared with",
+        "by mAP",
+        "by rank-1",
+        "transfer mAP",
+        "by",
+        "clothes L1",
+    ]
     lines = [head]
     for entry in entries:
         difference = entry["difference"]
@@ -145,7 +157,7 @@ def bars(entries: Sequence[dict[str, Any]]) -> np.ndarray | None:
     ends = [abs(figure["mean"]) + (figure["deviation"] or 0) for _, figure in shown]
     line, names, half = 18, 240, 200  # pixels: height of a row, width of the names, of one side of the axis
     scale = half / max(*ends, 1)
-    sheet = Image.new("RGB", (names + 2 * half + 60, line * (len(shown) + 1)), "white")
+    sheet = Image.new("RGB", (names + 2 * half + 80, line * (len(shown) + 1)), "white")
     draw = ImageDraw.Draw(sheet)
     zero = names + half
     for place, (entry, figure) in enumerate(shown):

@@ -14,7 +14,7 @@ from dgfast.commands.sources import open_data
 from dgfast.commands.train import defaults, print_config
 from dgfast.config import Config, check
 from dgfast.errors import UserError
-from dgfast.files import write_json, write_png, write_text
+from dgfast.files import require_writable, write_json, write_png, write_text
 from dgfast.pedestrians import generate
 from dgfast.ranges import Between, Seed, expect
 from dgfast.training.distributed import Workers
@@ -78,12 +78,15 @@ def main(argv: list[str] | None = None) -> None:
     """
     command = parse(sys.argv[1:] if argv is None else argv)
     config = command.config
+    if config.run.out.exists() and not config.run.out.is_dir():
+        raise UserError(f"--out {config.run.out} is a file; expected the folder of an ablation, or a new one")
     rows = chosen(config, command.rows, command.groups)
     results = read_results(config, rows)
     runs = plan(config, rows, command.seeds, results)
     if command.dry_run:
         print(_list(runs, [result["seconds"] for result in results.values()]))
         return
+    require_writable(config.run.out, "pass another --out")
     failures = []
     if runs and not command.table:
         transfer = _open_data_sets(config, runs)

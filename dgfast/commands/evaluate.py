@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         if networks is None and teacher is None:
             raise UserError(
                 f"{command.run} holds neither {run_directory.MODEL} nor {run_directory.TEACHER};"
-                " expected a finished stage"
+                f" expected a finished stage: go on with `dgfast train --resume {command.run}`"
             )
         settings = FeatureSettings.of(
             replace(config.data, loader=command.loader, loader_workers=command.loader_workers),

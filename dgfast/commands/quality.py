@@ -49,7 +49,7 @@ HELP = """Compare generated people in other people's clothes with the rendered t
 
 The synthetic pedestrians can be drawn in anybody's clothes, so that the true result of a swap is known. This draws
 swaps of people whom the run has never seen, lets the run dress them, and measures how far the pictures are from the
-truth: in the clothes, outside, and whole; beside four pictures that need no learning. It also looks whether the run's
+truth: in the clothes, outside, and whole; beside pictures that need no learning. It also looks whether the run's
 own E_a finds the owner of the clothes. docs/generation.md explains every figure.
 
 dgfast quality --run runs/latest

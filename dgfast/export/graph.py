@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dgfast.errors import UserError
+from dgfast.errors import UserError, install
 
 from .embedder import Embedder
 
@@ -28,10 +28,7 @@ def require_packages() -> None:
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"dgfast export needs {', '.join(missing)}; expected the extra `onnx`: pip install -e '.[onnx]'"
-            " -c constraints.txt"
-        )
+        raise UserError(f"dgfast export needs {', '.join(missing)}; expected the extra `onnx`: {install('onnx')}")
 
 
 def onnx_graph(network: Embedder, image_size: tuple[int, int]) -> "onnx.ModelProto":

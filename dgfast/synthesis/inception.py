@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dgfast.errors import UserError
+from dgfast.errors import UserError, install
 from dgfast.models.backbones import read_tensors
 
 FEATURE = "2048"  # the layer that the figures are defined by
@@ -25,7 +25,8 @@ def open_inception(file: Path) -> nn.Module:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise UserError(
-            "--inception needs torch-fidelity, which is not installed; pip install torch-fidelity"
+            "--inception needs torch-fidelity, which is not installed; expected the extra `quality`:"
+            f" {install('quality')}"
         ) from error
     state = read_tensors(file)  # refuses files with code in them; the library would run it
     try:

@@ -14,7 +14,7 @@ from dgfast.run_directory import METRICS
 from .tracker import Tracker
 
 # What the progress bar shows of the numbers.
-SHOWN = ("g/total", "g/image", "g/identity", "g/primary", "d/total", "loss", "accuracy", "images_per_s")
+SHOWN = ("g/total", "g/positive", "g/identity", "g/primary", "d/total", "loss", "accuracy", "images_per_s")
 
 
 class StageLog:

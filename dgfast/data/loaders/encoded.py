@@ -147,15 +147,15 @@ def log_unreadable(found: Mapping[Path, str], known: dict[Path, str]) -> None:
 
 
 def unreadable_error(path: Path, reason: str) -> UserError:
-    """The error of an evaluation that cannot read a file: leaving it out would change the scores.
+    """The error of a file that has no vector: an evaluation would have other scores without it.
 
     Args:
         path: the file.
         reason: why it cannot be read.
     """
     return UserError(
-        f"{path} can no longer be read ({reason}); the evaluation needs every image: "
-        "check the disk and start again: bad files are then left out"
+        f"{path} cannot be read ({reason}); expected an image: leave it out, or check the disk. In a data set it could"
+        " be read before; start again, and bad files are left out"
     )
 
 
