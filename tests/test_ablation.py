@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -349,6 +350,24 @@ def test_the_arithmetic_of_the_table():
     ]
     assert "Not compared" not in text
     assert bars([none]) is None and bars([none, both, baseline]).shape[0] == 18 * 3
+
+
+PUBLISHED = Path(__file__).parent.parent / "bench" / "results" / "ablation"
+
+
+@pytest.mark.parametrize(
+    ("folders", "gain", "rows"), [(("weave/*.json", "360/*none-*.json"), 2.5, 9), (("weave-2/*.json",), 1.8, 22)]
+)
+def test_published_tables_can_be_printed_again(tmp_path, capsys, folders, gain, rows):
+    """The command of docs/ablation.md, by which anybody can check its tables."""
+    (tmp_path / "results").mkdir()
+    for file in (file for folder in folders for file in PUBLISHED.glob(folder)):
+        shutil.copy(file, tmp_path / "results")
+    ablation.main(["--table", "--out", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert f"{gain:+.1f} ± " in next(line for line in text.splitlines() if line.startswith("| generated "))
+    compared = [entry for entry in json.loads((tmp_path / "ablation.json").read_text()) if entry["difference"]["mAP"]]
+    assert len(compared) >= rows and "Not compared" not in text
 
 
 def test_rows_of_another_teacher_are_not_compared():

@@ -25,6 +25,8 @@ ELSEWHERE = {
     "python3 -m venv boxmot-env": "BoxMOT is too large for the tests; tools/check_boxmot.py is run by hand",
     "pip install": "tests/test_dependencies.py looks at the extras",
     "trtexec": "needs a GPU",
+    "mkdir -p first": "tests/test_ablation.py prints the tables of the files that are copied there",
+    "cp bench/results": "the same",
     "tensorboard": "serves until it is stopped; tests/test_trackers.py reads what it would show",
     "python -m bench.campaign": "needs a GPU; tests/test_campaign.py runs all of it dry",
     "python bench/bench_rerank.py": "takes minutes; tests/test_benchmarks.py runs it small",

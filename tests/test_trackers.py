@@ -205,7 +205,7 @@ def test_after_an_error_trackers_hear_that_the_run_has_not_finished(tmp_path, mo
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_begins(name, tmp_path, monkeypatch, market):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     config = tiny.config(market, tmp_path / "out", track=("tensorboard", name))
-    with pytest.raises(UserError, match=rf'--track {name} needs the package .*pip install -e .\.\[{name}\]'):
+    with pytest.raises(UserError, match=rf"--track {name} needs the package .*pip install -e .\.\[{name}\]"):
         train.main(tiny.flags(config))
     assert not (tmp_path / "out").exists()
     require(("tensorboard",))
