@@ -29,7 +29,7 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
-def install(extra: str) -> str:
+def how_to_install(extra: str) -> str:
     """How to install one of dgfast's extras, the end of a message.
 
     Args:

@@ -104,10 +104,10 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         "mAP",
         "rank-1",
         "compared with",
-        "by mAP",
-        "by rank-1",
+        "difference, mAP",
+        "difference, rank-1",
         "transfer mAP",
-        "by",
+        "difference, transfer",
         "clothes L1",
     ]
     lines = [head]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dgfast.errors import UserError, install
+from dgfast.errors import UserError, how_to_install
 
 from .embedder import Embedder
 
@@ -28,7 +28,9 @@ def require_packages() -> None:
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"dgfast export needs {', '.join(missing)}; expected the extra `onnx`: {install('onnx')}")
+        raise UserError(
+            f"dgfast export needs {', '.join(missing)}; expected the extra `onnx`: {how_to_install('onnx')}"
+        )
 
 
 def onnx_graph(network: Embedder, image_size: tuple[int, int]) -> "onnx.ModelProto":

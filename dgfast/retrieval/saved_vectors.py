@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from dgfast.data.datasets.layouts import told_by_name
 from dgfast.data.video import Box
-from dgfast.errors import CannotWrite, UserError, install, out_of_memory
+from dgfast.errors import CannotWrite, UserError, how_to_install, out_of_memory
 from dgfast.files import replacing
 from dgfast.models import DGNet
 
@@ -321,7 +321,9 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 def _require_pyarrow(path: Path) -> None:
     if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"{path} needs pyarrow, which is not installed; expected it for Parquet: {install('parquet')}")
+        raise UserError(
+            f"{path} needs pyarrow, which is not installed; expected it for Parquet: {how_to_install('parquet')}"
+        )
 
 
 def _write_parquet(values: np.ndarray, columns: dict[str, list[Any]], description: dict, partial: Path) -> None:

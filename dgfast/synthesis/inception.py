@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dgfast.errors import UserError, install
+from dgfast.errors import UserError, how_to_install
 from dgfast.models.backbones import read_tensors
 
 FEATURE = "2048"  # the layer that the figures are defined by
@@ -26,7 +26,7 @@ def open_inception(file: Path) -> nn.Module:
     except ImportError as error:
         raise UserError(
             "--inception needs torch-fidelity, which is not installed; expected the extra `quality`:"
-            f" {install('quality')}"
+            f" {how_to_install('quality')}"
         ) from error
     state = read_tensors(file)  # refuses files with code in them; the library would run it
     try:

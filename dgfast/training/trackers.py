@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from dgfast.config import Config, TrackerName, to_json
-from dgfast.errors import UserError, install
+from dgfast.errors import UserError, how_to_install
 from dgfast.files import write_json, writing
 from dgfast.run_directory import MLFLOW, TENSORBOARD, TRACKED
 
@@ -268,7 +268,7 @@ def require(names: Iterable[TrackerName]) -> None:
             if importlib.util.find_spec(package) is None:
                 raise UserError(
                     f"--track {name} needs the package {package}, which is not installed; expected the extra of that"
-                    f" name: {install(name)}; or leave {name} away"
+                    f" name: {how_to_install(name)}; or leave {name} away"
                 )
 
 
