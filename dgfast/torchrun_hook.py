@@ -7,6 +7,7 @@ named there. In a process that launches anything but dgfast it changes nothing.
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -58,6 +59,13 @@ def _leave_with_the_workers_status(kind: type[BaseException], error: Any, traceb
         status = failure.exitcode
         if status in _REPORTED or status > STOPPED:
             raise SystemExit(status)
+    if kind.__name__ == "DistNetworkError" and (taken := re.search(r"port: (\d+).*EADDRINUSE", str(error))):
+        print(
+            f"dgfast: port {taken[1]} of this machine is taken, as by another torchrun; expected a free one: "
+            "torchrun --standalone looks for it, --master-port names it",
+            file=sys.stderr,
+        )
+        raise SystemExit(USER_ERROR)
     sys.__excepthook__(kind, error, traceback)
 
 

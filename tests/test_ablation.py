@@ -399,7 +399,14 @@ def flags(market: Path, out: Path, **overrides) -> list[str]:
 
 
 def test_flags_of_a_single_run_are_refused(market, tmp_path):
-    for words in (["--name", "x"], ["--seed", "3"], ["--stop-after", "2"], ["--teacher", "x"], ["--jobs", "0"]):
+    for words in (
+        ["--name", "x"],
+        ["--seed", "3"],
+        ["--stop-after", "2"],
+        ["--teacher", "x"],
+        ["--jobs", "0"],
+        ["--dry-run", "--table"],
+    ):
         with pytest.raises(UserError, match=words[0]):
             ablation.main([*flags(market, tmp_path), *words])
     assert ablation.parse([]).config.run.out == Path("ablation") and ablation.parse([]).config.run.threads == 1

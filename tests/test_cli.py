@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,15 @@ def test_processes_that_speak_for_no_other_wait_in_turn(monkeypatch):
         with pytest.raises(SystemExit):
             launcher.run(lambda: train.parse(["--no-such-flag"]))
     assert waits == [5, 6]
+
+
+def test_a_second_torchrun_says_that_the_port_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = run("-m", "torch.distributed.run", f"--master-port={port}", "-m", "dgfast.train", "--help")
+    assert done.returncode == 2
+    (said,) = done.stderr.strip().splitlines()
+    assert said.startswith(f"dgfast: port {port} of this machine is taken") and "--standalone" in said
 
 
 def test_torchrun_of_other_programs_is_left_alone(tmp_path):

@@ -124,6 +124,8 @@ def parse(argv: list[str]) -> Command:
                 raise UserError(
                     f"--{name.replace('_', '-')} is {given}; expected none: the queue gives every run its own (--seeds)"
                 )
+    if command.dry_run and command.table:
+        raise UserError("--dry-run and --table were both given; expected one: what is left, or what is there")
     expect(config.run.threads >= 1, "threads", config.run.threads, "at least 1, the threads of each run")
     return command
 

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,14 @@ T = TypeVar("T")
 # Commands that read what a run has found out take --run, those that use its model --model.
 _TWINS = {"--run": "--model", "--model": "--run"}
 _OF_TYRO = ("--help", "--tyro-print-completion", "--tyro-write-completion")
+# What tyro says, partly in Python's words, and how all other mistakes are said.
+_SAID = (
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 is \2; expected a whole number"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 is \2; expected a number"),
+    (r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]", r"\1 is \2; expected other values"),
+    (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)", r"\2 is \1; expected one of \3"),
+    (r"Missing value for argument '(\S+)'\. Expected .* values", r"\1 has no value; expected one"),
+)
 
 
 def read(
@@ -223,4 +232,8 @@ def _complaint(box: str) -> str:
     if part[0].startswith("Missing from"):
         missing = [line for line in part if line.startswith("--")]
         return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
-    return " ".join(part).rstrip(".")
+    words = " ".join(part).rstrip(".")
+    for pattern, said in _SAID:
+        if found := re.fullmatch(pattern, words):
+            return found.expand(said)
+    return words
