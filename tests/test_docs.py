@@ -501,7 +501,8 @@ def test_flags_exist():
 
 
 def test_lines_are_short():
-    report("lines", [p for file, source in SOURCES.items() for p in long_lines(file, source)])
+    written = {file: source for file, source in SOURCES.items() if not file.startswith("dgfast/bundled/")}  # by us
+    report("lines", [p for file, source in written.items() for p in long_lines(file, source)])
 
 
 def test_equations_lead_to_their_lines():

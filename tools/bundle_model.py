@@ -9,4 +9,6 @@ import dgfast
 from dgfast.run_directory import BUNDLED
 
 if __name__ == "__main__":
-    dgfast.load(sys.argv[1]).save_pretrained(BUNDLED, licence="apache-2.0", half=True)
+    model = dgfast.load(sys.argv[1])
+    (BUNDLED / "README.md").unlink()  # git has it, so no copy need be kept beside the new one
+    model.save_pretrained(BUNDLED, licence="apache-2.0", half=True)
