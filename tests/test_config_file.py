@@ -239,7 +239,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path):
         train.parse(["--config", "/dev/zero"])
     with pytest.raises(UserError, match="at most 200 bytes for each name"):
         train.parse(["--config", "x" * 300])
-    with pytest.raises(UserError, match="Missing value for argument '--config'"):
+    with pytest.raises(UserError, match="--config has no value; expected one"):
         train.parse(["--config"])
 
 

@@ -139,7 +139,7 @@ def test_the_demo_needs_nothing(people, tmp_path, monkeypatch):
         (["--from", "a", "--to", "b", "--what", "structure", "--body", "c"], "--body is given with --what structure"),
         (["--from", "a.jpg", "--to", "b.jpg"], "a.jpg cannot be read"),
         (["--demo", "--steps", "1"], "--steps is 1; expected a number from 2"),
-        (["--demo", "--what", "both"], "invalid choice 'both' for argument '--what'"),
+        (["--demo", "--what", "both"], "--what is 'both'; expected one of 'appearance', 'structure'"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(words, said, tmp_path, monkeypatch):
