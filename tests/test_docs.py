@@ -501,8 +501,9 @@ def test_flags_exist():
 
 
 def test_lines_are_short():
-    written = {file: source for file, source in SOURCES.items() if not file.startswith("dgfast/bundled/")}  # by us
-    report("lines", [p for file, source in written.items() for p in long_lines(file, source)])
+    # The bundled model's card and table are a run's own output, whose tables are wider.
+    by_hand = {file: source for file, source in SOURCES.items() if not file.startswith("dgfast/bundled/")}
+    report("lines", [p for file, source in by_hand.items() for p in long_lines(file, source)])
 
 
 def test_equations_lead_to_their_lines():

@@ -24,7 +24,8 @@ T = TypeVar("T")
 # Commands that read what a run has found out take --run, those that use its model --model.
 _TWINS = {"--run": "--model", "--model": "--run"}
 _OF_TYRO = ("--help", "--tyro-print-completion", "--tyro-write-completion")
-# What tyro says, partly in Python's words, and how all other mistakes are said.
+# What tyro says of a value that does not fit, partly in Python's words, and what is said in its place: as everywhere in
+# dgfast, what was found and what was expected.
 _SAID = (
     (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 is \2; expected a whole number"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 is \2; expected a number"),
